@@ -1,0 +1,79 @@
+"""The kinds this project knows, and what each is called where.
+
+One table for the client, the API server, the command line and the manifest reader.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One Kubernetes kind.
+
+    Attributes:
+        name: ``Service``.
+        group: API group; empty for the core group.
+        version: ``v1``.
+        plural: the resource's name in a path, ``services``.
+        namespaced: whether objects live in a namespace.
+        aliases: what people type beside the plural: singular and kubectl's short names.
+    """
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    namespaced: bool
+    aliases: tuple[str, ...]
+
+    @property
+    def api_version(self) -> str:
+        """``v1`` or ``apps/v1``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None) -> str:
+        """The HTTP path of the collection, or of one object.
+
+        Args:
+            namespace: None means all namespaces (collection only) or a cluster-scoped object.
+            name: None means the collection.
+        """
+        root = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
+        scope = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return f"{root}{scope}/{self.plural}" + (f"/{name}" if name else "")
+
+
+NAMESPACE = Kind("Namespace", "", "v1", "namespaces", False, ("namespace", "ns"))
+NODE = Kind("Node", "", "v1", "nodes", False, ("node", "no"))
+POD = Kind("Pod", "", "v1", "pods", True, ("pod", "po"))
+SERVICE = Kind("Service", "", "v1", "services", True, ("service", "svc"))
+ENDPOINTS = Kind("Endpoints", "", "v1", "endpoints", True, ("ep",))
+ENDPOINT_SLICE = Kind("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices", True, ("endpointslice",))
+DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", True, ("deployment", "deploy"))
+REPLICA_SET = Kind("ReplicaSet", "apps", "v1", "replicasets", True, ("replicaset", "rs"))
+SERVICE_CIDR = Kind("ServiceCIDR", "networking.k8s.io", "v1", "servicecidrs", False, ("servicecidr",))
+
+KINDS: tuple[Kind, ...] = (
+    NAMESPACE,
+    NODE,
+    POD,
+    SERVICE,
+    ENDPOINTS,
+    ENDPOINT_SLICE,
+    DEPLOYMENT,
+    REPLICA_SET,
+    SERVICE_CIDR,
+)
+
+BY_API = {(kind.api_version, kind.name): kind for kind in KINDS}
+
+
+def find(word: str) -> Kind | None:
+    """The kind that a person means by ``word`` (plural, singular, short name, any case), or None."""
+    wanted = word.lower()
+    for kind in KINDS:
+        if wanted in (kind.plural, kind.name.lower(), *kind.aliases):
+            return kind
+    return None

@@ -1,0 +1,1 @@
+"""The kproxy command: one file per group of verbs."""

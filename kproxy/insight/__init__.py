@@ -1,0 +1,1 @@
+"""They look and compare, and never change anything."""

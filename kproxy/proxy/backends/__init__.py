@@ -1,0 +1,1 @@
+"""Where plans go. A backend encodes; it decides nothing."""

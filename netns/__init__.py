@@ -1,0 +1,1 @@
+"""Linux network plumbing: namespaces, links, routes, sysctls, processes, probes. Nothing of Kubernetes."""

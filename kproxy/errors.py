@@ -92,7 +92,9 @@ class TransactionError(HostError):
         text: that line.
     """
 
-    def __init__(self, reason: str, *, line: int = 0, text: str = "", command: Sequence[str] = (), stderr: str = "") -> None:
+    def __init__(
+        self, reason: str, *, line: int = 0, text: str = "", command: Sequence[str] = (), stderr: str = ""
+    ) -> None:
         self.line = line
         self.text = text
         super().__init__(reason, command=command, stderr=stderr, left=f"line {line}: {text}" if line else "")

@@ -19,7 +19,7 @@ class Value(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=
     """Base of all typed views: immutable, camel case on the wire."""
 
 
-class OwnerReference(Value):
+class OwnerReference(Value, frozen=True):
     """Who made an object, and who takes it along when deleted."""
 
     api_version: str = ""
@@ -29,7 +29,7 @@ class OwnerReference(Value):
     controller: bool = False
 
 
-class ObjectMeta(Value):
+class ObjectMeta(Value, frozen=True):
     """metadata of any object; timestamps as RFC 3339 text."""
 
     name: str = ""
@@ -47,7 +47,7 @@ class ObjectMeta(Value):
     finalizers: tuple[str, ...] = ()
 
 
-class ServicePort(Value):
+class ServicePort(Value, frozen=True):
     """One entry of spec.ports; target_port is a number, a container port's name, or None (= port)."""
 
     port: int = 0
@@ -58,19 +58,19 @@ class ServicePort(Value):
     app_protocol: str | None = None
 
 
-class ClientIPConfig(Value):
+class ClientIPConfig(Value, frozen=True):
     """timeoutSeconds of ClientIP affinity."""
 
     timeout_seconds: int | None = None
 
 
-class SessionAffinityConfig(Value):
+class SessionAffinityConfig(Value, frozen=True):
     """sessionAffinityConfig."""
 
     client_ip: ClientIPConfig | None = msgspec.field(name="clientIP", default=None)
 
 
-class ServiceSpec(Value):
+class ServiceSpec(Value, frozen=True):
     """spec of a Service; cluster_ip "None" is headless, empty is not allocated."""
 
     type: str = "ClusterIP"
@@ -95,7 +95,7 @@ class ServiceSpec(Value):
     external_name: str = ""
 
 
-class LoadBalancerIngress(Value):
+class LoadBalancerIngress(Value, frozen=True):
     """One address of a load balancer; ip_mode None means VIP."""
 
     ip: str = ""
@@ -103,19 +103,19 @@ class LoadBalancerIngress(Value):
     ip_mode: str | None = None
 
 
-class LoadBalancerStatus(Value):
+class LoadBalancerStatus(Value, frozen=True):
     """status.loadBalancer."""
 
     ingress: tuple[LoadBalancerIngress, ...] = ()
 
 
-class ServiceStatus(Value):
+class ServiceStatus(Value, frozen=True):
     """status of a Service."""
 
     load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
-class Service(Value):
+class Service(Value, frozen=True):
     """v1 Service."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -123,7 +123,7 @@ class Service(Value):
     status: ServiceStatus = ServiceStatus()
 
 
-class EndpointConditions(Value):
+class EndpointConditions(Value, frozen=True):
     """Conditions of an endpoint; None counts as ready, serving, not terminating."""
 
     ready: bool | None = None
@@ -131,20 +131,20 @@ class EndpointConditions(Value):
     terminating: bool | None = None
 
 
-class ForZone(Value):
+class ForZone(Value, frozen=True):
     """A zone (or node) that a hint names."""
 
     name: str = ""
 
 
-class EndpointHints(Value):
+class EndpointHints(Value, frozen=True):
     """Topology hints of an endpoint."""
 
     for_zones: tuple[ForZone, ...] = ()
     for_nodes: tuple[ForZone, ...] = ()
 
 
-class ObjectReference(Value):
+class ObjectReference(Value, frozen=True):
     """A reference to another object."""
 
     kind: str = ""
@@ -153,7 +153,7 @@ class ObjectReference(Value):
     uid: str = ""
 
 
-class SliceEndpoint(Value):
+class SliceEndpoint(Value, frozen=True):
     """One entry of an EndpointSlice."""
 
     addresses: tuple[str, ...] = ()
@@ -165,7 +165,7 @@ class SliceEndpoint(Value):
     target_ref: ObjectReference | None = None
 
 
-class SlicePort(Value):
+class SlicePort(Value, frozen=True):
     """A port of an EndpointSlice; None name or port means it is ignored."""
 
     name: str | None = None
@@ -174,7 +174,7 @@ class SlicePort(Value):
     app_protocol: str | None = None
 
 
-class EndpointSlice(Value):
+class EndpointSlice(Value, frozen=True):
     """discovery.k8s.io/v1 EndpointSlice."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -183,14 +183,14 @@ class EndpointSlice(Value):
     ports: tuple[SlicePort, ...] | None = None
 
 
-class NodeAddress(Value):
+class NodeAddress(Value, frozen=True):
     """One address of a Node; type InternalIP, ExternalIP or Hostname."""
 
     type: str = ""
     address: str = ""
 
 
-class Taint(Value):
+class Taint(Value, frozen=True):
     """A taint of a Node."""
 
     key: str = ""
@@ -198,7 +198,7 @@ class Taint(Value):
     effect: str = ""
 
 
-class NodeSpec(Value):
+class NodeSpec(Value, frozen=True):
     """spec of a Node."""
 
     pod_cidr: str = msgspec.field(name="podCIDR", default="")
@@ -207,13 +207,13 @@ class NodeSpec(Value):
     unschedulable: bool = False
 
 
-class NodeStatus(Value):
+class NodeStatus(Value, frozen=True):
     """status of a Node."""
 
     addresses: tuple[NodeAddress, ...] = ()
 
 
-class Node(Value):
+class Node(Value, frozen=True):
     """v1 Node."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -221,7 +221,7 @@ class Node(Value):
     status: NodeStatus = NodeStatus()
 
 
-class ContainerPort(Value):
+class ContainerPort(Value, frozen=True):
     """A port that a container says it listens on."""
 
     container_port: int = 0
@@ -230,14 +230,14 @@ class ContainerPort(Value):
     host_port: int = 0
 
 
-class EnvVar(Value):
+class EnvVar(Value, frozen=True):
     """A literal environment variable."""
 
     name: str = ""
     value: str = ""
 
 
-class Container(Value):
+class Container(Value, frozen=True):
     """One container; without a command the image decides (the echo server unless the cluster file maps it)."""
 
     name: str = ""
@@ -250,7 +250,7 @@ class Container(Value):
     restart_policy: str | None = None
 
 
-class PodSpec(Value):
+class PodSpec(Value, frozen=True):
     """spec of a Pod."""
 
     containers: tuple[Container, ...] = ()
@@ -264,7 +264,7 @@ class PodSpec(Value):
     node_selector: dict[str, str] = {}
 
 
-class Condition(Value):
+class Condition(Value, frozen=True):
     """One condition of any status; status is "True", "False" or "Unknown"."""
 
     type: str = ""
@@ -274,13 +274,13 @@ class Condition(Value):
     last_transition_time: str | None = None
 
 
-class PodIP(Value):
+class PodIP(Value, frozen=True):
     """One address of a pod."""
 
     ip: str = ""
 
 
-class PodStatus(Value):
+class PodStatus(Value, frozen=True):
     """status of a Pod."""
 
     phase: str = "Pending"
@@ -292,7 +292,7 @@ class PodStatus(Value):
     reason: str = ""
 
 
-class Pod(Value):
+class Pod(Value, frozen=True):
     """v1 Pod."""
 
     metadata: ObjectMeta = ObjectMeta()
@@ -300,7 +300,7 @@ class Pod(Value):
     status: PodStatus = PodStatus()
 
 
-class LabelSelectorRequirement(Value):
+class LabelSelectorRequirement(Value, frozen=True):
     """One expression of a label selector; operator In, NotIn, Exists or DoesNotExist."""
 
     key: str = ""
@@ -308,21 +308,21 @@ class LabelSelectorRequirement(Value):
     values: tuple[str, ...] = ()
 
 
-class LabelSelector(Value):
+class LabelSelector(Value, frozen=True):
     """matchLabels and matchExpressions, all of which must hold."""
 
     match_labels: dict[str, str] = {}
     match_expressions: tuple[LabelSelectorRequirement, ...] = ()
 
 
-class PodTemplateSpec(Value):
+class PodTemplateSpec(Value, frozen=True):
     """What a controller's pods look like."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: PodSpec = PodSpec()
 
 
-class WorkloadSpec(Value):
+class WorkloadSpec(Value, frozen=True):
     """The part of a Deployment's or ReplicaSet's spec that they share; replicas None means 1."""
 
     replicas: int | None = None
@@ -330,21 +330,21 @@ class WorkloadSpec(Value):
     template: PodTemplateSpec = PodTemplateSpec()
 
 
-class Deployment(Value):
+class Deployment(Value, frozen=True):
     """apps/v1 Deployment."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: WorkloadSpec = WorkloadSpec()
 
 
-class ReplicaSet(Value):
+class ReplicaSet(Value, frozen=True):
     """apps/v1 ReplicaSet."""
 
     metadata: ObjectMeta = ObjectMeta()
     spec: WorkloadSpec = WorkloadSpec()
 
 
-class EndpointAddress(Value):
+class EndpointAddress(Value, frozen=True):
     """An address of an Endpoints subset."""
 
     ip: str = ""
@@ -353,7 +353,7 @@ class EndpointAddress(Value):
     target_ref: ObjectReference | None = None
 
 
-class EndpointPort(Value):
+class EndpointPort(Value, frozen=True):
     """A port of an Endpoints subset."""
 
     name: str = ""
@@ -362,7 +362,7 @@ class EndpointPort(Value):
     app_protocol: str | None = None
 
 
-class EndpointSubset(Value):
+class EndpointSubset(Value, frozen=True):
     """Addresses that share ports."""
 
     addresses: tuple[EndpointAddress, ...] = ()
@@ -370,20 +370,20 @@ class EndpointSubset(Value):
     ports: tuple[EndpointPort, ...] = ()
 
 
-class Endpoints(Value):
+class Endpoints(Value, frozen=True):
     """v1 Endpoints, the older mirror of EndpointSlices."""
 
     metadata: ObjectMeta = ObjectMeta()
     subsets: tuple[EndpointSubset, ...] = ()
 
 
-class ServiceCIDRSpec(Value):
+class ServiceCIDRSpec(Value, frozen=True):
     """spec of a ServiceCIDR."""
 
     cidrs: tuple[str, ...] = ()
 
 
-class ServiceCIDR(Value):
+class ServiceCIDR(Value, frozen=True):
     """networking.k8s.io/v1 ServiceCIDR."""
 
     metadata: ObjectMeta = ObjectMeta()

@@ -1,0 +1,118 @@
+# kproxy: every target sets up what it needs first and does nothing twice.
+# Run it as root (`sudo make demo`) or as yourself: then it asks sudo for the few steps that need it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export DEBIAN_FRONTEND := noninteractive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Debian's own Python: the packages below belong to it. Another one: make PYTHON=/usr/bin/python3.12 ...
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+LINK := /usr/local/bin/kproxy
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# gcc and the headers are for python-iptables, which comes as source.
+PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iptables nftables bubblewrap conntrack iproute2 \
+	tcpdump kmod ca-certificates make
+MISSING = $(shell for package in $(PACKAGES); do \
+	[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || echo $$package; done)
+
+# What `make demo` applies, in this order; each is a folder of manifests/.
+DEMO := clusterip nodeport nodeport-local session-affinity no-endpoints
+LAB ?= lab
+
+# What people made under sudo should be able to delete again. Runs whether the recipe ends well or not.
+GIVE_BACK := trap 'if [ "$$(id -u)" = 0 ] && [ -n "$${SUDO_UID:-}" ]; then \
+	find $(VENV) kproxy.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis junit.xml \
+	  -user 0 -exec chown -h "$$SUDO_UID:$$SUDO_GID" {} + 2>/dev/null || true; \
+	find . -name __pycache__ -not -path "./$(VENV)/*" -exec chown -R "$$SUDO_UID:$$SUDO_GID" {} + 2>/dev/null || true; \
+	fi' EXIT
+
+.PHONY: help setup packages link demo test test-quick lint format bench down uninstall lock
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: packages $(VENV)/.installed link ## Debian packages, .venv and /usr/local/bin/kproxy; quick when all is there
+
+packages:
+	@missing="$(strip $(MISSING))"; [ -n "$$missing" ] || exit 0; \
+	command -v apt-get >/dev/null || { echo "not a Debian system: install what matches $$missing" >&2; exit 1; }; \
+	echo "installing Debian packages: $$missing"; \
+	$(ROOT) PACKAGES="$$missing" bash .ci/install-packages
+
+# --no-build-isolation: python-iptables is built with the setuptools named here, by hash, not with whatever is newest.
+# editable_mode=compat: a plain .pth line; the newer import hook costs every command a few milliseconds.
+$(VENV)/.installed: requirements-build.txt requirements.txt pyproject.toml | packages
+	@$(GIVE_BACK); \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11" >&2; exit 1; }; \
+	[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV); \
+	$(BIN)/pip install --quiet --require-hashes -r requirements-build.txt; \
+	$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements.txt; \
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat -e .; \
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@$(GIVE_BACK); \
+	$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements-dev.txt; \
+	touch $@
+
+# sudo does not search .venv/bin. A link that we did not make is left alone.
+link: $(VENV)/.installed
+	@[ "$$(readlink -f $(LINK))" = "$$(readlink -f $(BIN)/kproxy)" ] && exit 0; \
+	if [ -e $(LINK) ] && [ ! -L $(LINK) ]; then echo "$(LINK) is a file of somebody else's: left alone" >&2; exit 1; fi; \
+	$(ROOT) ln -sfn "$(CURDIR)/$(BIN)/kproxy" $(LINK)
+
+demo: setup ## a lab of three nodes, a few Services, and the table that proves them; leaves the lab up
+	@$(GIVE_BACK); \
+	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy lab up; \
+	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy apply $(foreach scenario,$(DEMO),-f manifests/$(scenario)); \
+	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy verify; \
+	printf '\n%s\n' 'The lab stays up. Next:' \
+	  '  sudo kproxy get services,pods -o wide' \
+	  '  sudo kproxy exec node1 -- iptables-save -t nat' \
+	  '  sudo kproxy exec client -- curl -s http://192.168.1.2:31000/' \
+	  'and `sudo make down` when you have seen enough.'
+
+test: setup $(VENV)/.installed-dev ## every test; those that need root get it
+	@$(GIVE_BACK); \
+	$(ROOT) env CI="$${CI:-}" $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: setup $(VENV)/.installed-dev ## the tests that need no root
+	@$(GIVE_BACK); \
+	$(BIN)/python -m pytest -m 'not root' $(PYTEST_ARGS)
+
+lint: setup $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
+	@$(GIVE_BACK); \
+	$(BIN)/ruff check .; \
+	$(BIN)/ruff format --check .; \
+	$(BIN)/mypy; \
+	$(BIN)/lint-imports
+
+format: setup $(VENV)/.installed-dev ## what ruff can put right by itself
+	@$(BIN)/ruff check --fix .; $(BIN)/ruff format .
+
+bench: setup $(VENV)/.installed-dev ## where the time of `lab up` goes, beside ip -batch of the same topology
+	@$(GIVE_BACK); \
+	$(ROOT) $(BIN)/python tests/bench/topology_cost.py
+
+down: setup ## take the demo's lab down
+	@$(ROOT) $(BIN)/kproxy lab down --lab $(LAB)
+
+uninstall: ## remove the link, .venv and what was built; running labs first: `make down`
+	@if [ -n "$$(ls -A /run/kproxy 2>/dev/null)" ]; then \
+	  echo "labs are up: $$(ls /run/kproxy | tr '\n' ' '); take them down first (kproxy lab down --lab NAME)" >&2; exit 1; fi; \
+	if [ "$$(readlink -f $(LINK))" = "$$(readlink -f $(BIN)/kproxy)" ]; then $(ROOT) rm -f $(LINK); fi; \
+	$(ROOT) rm -rf $(VENV) kproxy.egg-info; \
+	$(ROOT) rmdir --ignore-fail-on-non-empty /run/kproxy /var/lib/kproxy 2>/dev/null || true
+
+lock: $(VENV)/.installed-dev ## write the requirements files anew from pyproject.toml
+	@compile() { $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host "$$@"; }; \
+	printf 'setuptools\nwheel\n' | compile -o requirements-build.txt -; \
+	compile -o requirements.txt pyproject.toml; \
+	compile -o requirements-dev.txt -c requirements.txt -c requirements-build.txt --extra test --extra dev pyproject.toml

@@ -1,0 +1,59 @@
+"""The ``kproxy`` command: finds the verb, runs it, and turns errors into clean lines.
+
+Law: a verb's module is imported when that verb is asked for, never before. ``kproxy proxy`` starts once per node and must
+not pay for the tables of ``kproxy get``; that is also why it and ``render`` are dispatched before click is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from kproxy.errors import KproxyError
+
+if TYPE_CHECKING:
+    import click
+
+OWN_PARSERS = {"proxy": "kproxy.cli.proxy", "render": "kproxy.cli.render"}
+"""Verbs with kube-proxy's flag syntax: module whose ``run(argv) -> exit status`` takes the arguments as they are."""
+
+
+def main() -> None:
+    """Run one command and exit with its status."""
+    argv = sys.argv[1:]
+    try:
+        if argv and argv[0] in OWN_PARSERS:
+            sys.exit(run_own_parser(argv[0], argv[1:]))
+        _commands().main(args=argv, prog_name="kproxy")
+    except KproxyError as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # `kproxy get pods | head` is no error; stdout is closed here so that Python does not complain at exit.
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def run_own_parser(verb: str, argv: list[str]) -> int:
+    """Run a verb of ``OWN_PARSERS``; returns its exit status."""
+    run = import_module(OWN_PARSERS[verb]).run
+    status: int = run(argv)
+    return status
+
+
+def report(error: KproxyError) -> int:
+    """Write an error to stderr, every line of it prefixed once; returns the exit status."""
+    sys.stderr.write(f"error: {error}\n")
+    return 1
+
+
+def _commands() -> click.Group:
+    from kproxy.cli.group import commands
+
+    return commands
+
+
+if __name__ == "__main__":
+    main()

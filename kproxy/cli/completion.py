@@ -11,7 +11,7 @@ from kproxy.cli.group import commands
 @click.command
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script for SHELL.
+    r"""Print the completion script for SHELL.
 
     \b
     bash:  source <(kproxy completion bash)

@@ -1,7 +1,7 @@
 """The ``kproxy`` command: finds the verb, runs it, and turns errors into clean lines.
 
-Law: a verb's module is imported when that verb is asked for, never before. ``kproxy proxy`` starts once per node and must
-not pay for the tables of ``kproxy get``; that is also why it and ``render`` are dispatched before click is imported.
+Law: a verb's module is imported when that verb is asked for, never before. ``kproxy proxy`` starts once per node and
+must not pay for the tables of ``kproxy get``; that is also why it and ``render`` are dispatched before click is imported.
 """
 
 from __future__ import annotations

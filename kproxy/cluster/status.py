@@ -1,0 +1,120 @@
+"""What a lab consists of right now, as values; their JSON is `kproxy lab status -o json`."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Part(msgspec.Struct, frozen=True, rename="camel"):
+    """Base of the parts: camel case in JSON, every field present."""
+
+
+class RouterStatus(Part):
+    """The router between nodes and the outside."""
+
+    namespace: str
+    addresses: tuple[str, ...]
+
+
+class NodeStatus(Part):
+    """One node.
+
+    Attributes:
+        namespace: its network namespace, as `ip netns` lists it.
+        addresses: one a family, primary family first.
+        proxy: `kproxy`, or `none` where another proxy may run.
+        ready: its proxy has programmed something and runs; always true without our proxy.
+    """
+
+    name: str
+    namespace: str
+    addresses: tuple[str, ...]
+    zone: str
+    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs")
+    proxy: str
+    ready: bool
+
+
+class ClientStatus(Part):
+    """One client outside the cluster.
+
+    Attributes:
+        routes: the networks it can reach; everything else is "no route" from there.
+    """
+
+    name: str
+    namespace: str
+    addresses: tuple[str, ...]
+    routes: tuple[str, ...]
+
+
+class ExternalRoute(Part):
+    """How the outside reaches external and load balancer addresses: `to` is a network, `via` the name of a node."""
+
+    to: str
+    via: str
+
+
+class PodStatus(Part):
+    """One pod.
+
+    Attributes:
+        namespace_: the Kubernetes namespace (`podNamespace` in JSON).
+        namespace: the network namespace; that of the node with hostNetwork, empty while there is none.
+        echo: the built-in echo server answers in it.
+    """
+
+    namespace_: str = msgspec.field(name="podNamespace")
+    name: str
+    namespace: str
+    node: str
+    addresses: tuple[str, ...]
+    host_network: bool
+    ready: bool
+    echo: bool
+
+
+class ProcessStatus(Part):
+    """One process of the lab.
+
+    Attributes:
+        role: `control-plane`, `fork-server`, `proxy`, or `pod`.
+        where: the node or pod it belongs to; `host` for those in the host's namespaces.
+    """
+
+    role: str
+    pid: int
+    where: str
+
+
+class ProxyStatus(Part):
+    """What the lab's proxies were told.
+
+    Attributes:
+        variant: `legacy` or `nft`: the iptables variant all nodes use.
+        detect_local_mode: kube-proxy's --detect-local-mode.
+    """
+
+    cluster_cidrs: tuple[str, ...] = msgspec.field(name="clusterCIDRs")
+    masquerade_all: bool
+    detect_local_mode: str
+    variant: str
+
+
+class LabStatus(Part):
+    """A whole lab."""
+
+    name: str
+    ip_families: tuple[str, ...]
+    pod_network: str
+    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs")
+    service_cidrs: tuple[str, ...] = msgspec.field(name="serviceCIDRs")
+    node_port_range: str
+    router: RouterStatus
+    nodes: tuple[NodeStatus, ...]
+    clients: tuple[ClientStatus, ...]
+    external_routes: tuple[ExternalRoute, ...]
+    pods: tuple[PodStatus, ...]
+    processes: tuple[ProcessStatus, ...]
+    proxy: ProxyStatus
+    api_socket: str

@@ -1,0 +1,248 @@
+"""Which fields Kubernetes knows, of which JSON type they are, and which of them have no effect here.
+
+Law: an object that passes ``check`` converts to its typed view (``types.view``) without an error. The table is generated
+from Kubernetes 1.36 (``generate_known_fields.py``); the lab's own kind ``Cluster`` is written down here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from kproxy.api.field_errors import INVALID, NOT_SUPPORTED, REQUIRED, TYPE_INVALID, UNKNOWN_FIELD, FieldError, quoted
+from kproxy.api.types import Object
+
+_CLUSTER_KINDS: Final = {"kproxy.dev/v1alpha1/Cluster": "Cluster"}
+_CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
+    "Cluster": {"apiVersion": "string", "kind": "string", "metadata": "V1ObjectMeta", "spec": "ClusterSpec"},
+    "ClusterSpec": {
+        "ipFamilies": "[string]",
+        "nodes": "[ClusterNode]",
+        "nodeNetwork": "ClusterNetwork",
+        "podNetwork": "ClusterPodNetwork",
+        "serviceCIDRs": "[string]",
+        "serviceNodePortRange": "string",
+        "outside": "ClusterNetwork",
+        "clients": "[ClusterClient]",
+        "externalRoutes": "[ClusterRoute]",
+        "proxy": "ClusterProxy",
+        "images": "[ClusterImage]",
+    },
+    "ClusterNode": {
+        "name": "string",
+        "zone": "string",
+        "labels": "{string}",
+        "addresses": "[string]",
+        "podCIDRs": "[string]",
+        "proxy": "ClusterProxy",
+    },
+    "ClusterNetwork": {"cidrs": "[string]"},
+    "ClusterPodNetwork": {"mode": "string", "cidrs": "[string]"},
+    "ClusterClient": {"name": "string", "addresses": "[string]"},
+    "ClusterRoute": {"to": "string", "via": "string"},
+    "ClusterProxy": {"mode": "string", "variant": "string", "flags": "{scalar}"},
+    "ClusterImage": {"match": "string", "command": "[string]"},
+}
+
+# What each type's fields do here; every other known field of that type is accepted and has no effect.
+_WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
+    "V1PodSpec": frozenset(
+        (
+            "containers",
+            "initContainers",
+            "nodeName",
+            "hostname",
+            "subdomain",
+            "hostNetwork",
+            "restartPolicy",
+            "terminationGracePeriodSeconds",
+            "nodeSelector",
+        )
+    ),
+    "V1Container": frozenset(("name", "image", "command", "args", "ports", "env", "workingDir", "restartPolicy")),
+    "V1ContainerPort": frozenset(("name", "containerPort", "protocol")),
+    "V1EnvVar": frozenset(("name", "value")),
+    "V1DeploymentSpec": frozenset(("replicas", "selector", "template")),
+    "V1ReplicaSetSpec": frozenset(("replicas", "selector", "template")),
+    "V1NamespaceSpec": frozenset(()),
+}
+
+# The same seen from the other side, for types of which nearly everything counts.
+_WITHOUT_EFFECT: Final[dict[str, frozenset[str]]] = {
+    "V1ServiceSpec": frozenset(("loadBalancerClass", "loadBalancerIP")),
+    "V1NodeSpec": frozenset(("configSource", "externalID", "providerID")),
+}
+
+_WORDS: Final = {
+    "string": "must be a string",
+    "integer": "must be an integer",
+    "number": "must be a number",
+    "boolean": "must be a boolean",
+    "int-or-string": "must be an integer or a string",
+    "quantity": "must be a quantity, such as 500m or 64Mi",
+    "scalar": "must be a string, a number or a boolean",
+}
+
+_PLAIN_KEY: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")
+
+
+def check(obj: Object) -> list[FieldError]:
+    """What is wrong with an object before its values are looked at.
+
+    An unknown ``apiVersion`` and ``kind``, fields that Kubernetes does not have (as with strict field validation), and
+    values of another JSON type than the field's. A null counts as "not set", except as an item of a list.
+
+    Returns:
+        All errors, in the order of the object's fields; empty when it is well formed.
+    """
+    errors = [error for key in ("apiVersion", "kind") if (error := _named(obj, key)) is not None]
+    if errors:
+        return errors
+    type_name = _table()[0].get(f"{obj['apiVersion']}/{obj['kind']}")
+    if type_name is None:
+        return [_unknown_kind(obj["apiVersion"], obj["kind"])]
+    return list(_check_object(obj, type_name, ""))
+
+
+def is_known(api_version: Any, kind: Any) -> bool:
+    """Whether this project has a table for that kind at all."""
+    return f"{api_version}/{kind}" in _table()[0]
+
+
+def without_effect(obj: Object) -> list[str]:
+    """Known fields that the object sets and that change nothing here, as paths with ``[*]`` for list positions.
+
+    To be asked before defaulting, or defaults that nobody wrote would be named. ``status`` is never named.
+
+    Returns:
+        Each path once, in the order of the object's fields; empty for kinds without a table.
+    """
+    type_name = _table()[0].get(f"{obj.get('apiVersion')}/{obj.get('kind')}")
+    if type_name is None:
+        return []
+    return list(dict.fromkeys(_idle_fields(obj, type_name, "")))
+
+
+def child(path: str, key: str) -> str:
+    """The path of a field or map key below ``path``: ``spec.ports``, ``metadata.annotations[a.b/c]``."""
+    if not _PLAIN_KEY.fullmatch(key):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else key
+
+
+@functools.cache
+def _table() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    data = pkgutil.get_data("kproxy.api", "known_fields.json")
+    if data is None:  # pragma: no cover - only a broken installation
+        raise FileNotFoundError("kproxy/api/known_fields.json is missing from the installation")
+    table = json.loads(data)
+    return {**table["kinds"], **_CLUSTER_KINDS}, {**table["types"], **_CLUSTER_TYPES}
+
+
+def _named(obj: Object, key: str) -> FieldError | None:
+    value = obj.get(key)
+    if value is None or value == "":
+        return FieldError(key, REQUIRED)
+    return None if isinstance(value, str) else FieldError(key, TYPE_INVALID, value, _WORDS["string"])
+
+
+def _unknown_kind(api_version: str, kind: str) -> FieldError:
+    known = [key.rpartition("/")[::2] for key in _table()[0]]
+    versions = [version for version, name in known if name == kind]
+    if versions:
+        return FieldError(
+            "apiVersion", NOT_SUPPORTED, api_version, f"supported values: {', '.join(map(quoted, versions))}"
+        )
+    detail = f"no matches for kind {quoted(kind)} in version {quoted(api_version)}"
+    return FieldError("kind", INVALID, kind, detail + _did_you_mean(kind, [name for _, name in known]))
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f", did you mean {quoted(by_lower[near[0]])}?" if near else ""
+
+
+def _check_object(value: dict[str, Any], type_name: str, path: str) -> Iterator[FieldError]:
+    fields = _table()[1][type_name]
+    for key, item in value.items():
+        below = child(path, key)
+        field_type = fields.get(key)
+        if field_type is None:
+            yield FieldError(below, UNKNOWN_FIELD, None, _did_you_mean(key, list(fields)).removeprefix(", "))
+        elif item is not None:
+            yield from _check_value(item, field_type, below)
+
+
+def _check_value(value: Any, field_type: str, path: str) -> Iterator[FieldError]:
+    if field_type.startswith("["):
+        if not isinstance(value, list):
+            yield FieldError(path, TYPE_INVALID, value, "must be a list")
+            return
+        for index, item in enumerate(value):
+            yield from _check_value(item, field_type[1:-1], f"{path}[{index}]")
+    elif field_type.startswith("{"):
+        if not isinstance(value, dict):
+            yield FieldError(path, TYPE_INVALID, value, "must be an object")
+            return
+        for key, item in value.items():
+            if item is not None:
+                yield from _check_value(item, field_type[1:-1], child(path, key))
+    elif field_type in _table()[1]:
+        if isinstance(value, dict):
+            yield from _check_object(value, field_type, path)
+        else:
+            yield FieldError(path, TYPE_INVALID, value, "must be an object")
+    elif not _is_of_type(value, field_type):
+        yield FieldError(path, TYPE_INVALID, value, _WORDS[field_type])
+
+
+_INT64: Final = range(-(2**63), 2**63)
+_QUANTITY: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?")
+
+
+def _is_of_type(value: Any, field_type: str) -> bool:
+    is_integer = isinstance(value, int) and not isinstance(value, bool) and value in _INT64
+    is_number = is_integer or isinstance(value, float)
+    match field_type:
+        case "string":
+            return isinstance(value, str)
+        case "integer":
+            return is_integer
+        case "number":
+            return is_number
+        case "boolean":
+            return isinstance(value, bool)
+        case "int-or-string":
+            return is_integer or isinstance(value, str)
+        case "quantity":
+            return is_number or (isinstance(value, str) and _QUANTITY.fullmatch(value) is not None)
+        case "scalar":
+            return is_number or isinstance(value, str | bool)
+        case _:
+            return True
+
+
+def _idle_fields(value: Any, field_type: str, path: str) -> Iterator[str]:
+    if field_type.startswith("[") and isinstance(value, list):
+        for item in value:
+            yield from _idle_fields(item, field_type[1:-1], f"{path}[*]")
+        return
+    fields = _table()[1].get(field_type)
+    if fields is None or not isinstance(value, dict):
+        return
+    effective = _WITH_EFFECT.get(field_type)
+    idle = _WITHOUT_EFFECT.get(field_type, frozenset())
+    for key, item in value.items():
+        if item is None or key not in fields or (path == "" and key == "status"):
+            continue
+        below = child(path, key)
+        if key in idle or (effective is not None and key not in effective):
+            yield below
+        else:
+            yield from _idle_fields(item, fields[key], below)

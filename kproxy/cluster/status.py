@@ -9,14 +9,14 @@ class Part(msgspec.Struct, frozen=True, rename="camel"):
     """Base of the parts: camel case in JSON, every field present."""
 
 
-class RouterStatus(Part):
+class RouterStatus(Part, frozen=True):
     """The router between nodes and the outside."""
 
     namespace: str
     addresses: tuple[str, ...]
 
 
-class NodeStatus(Part):
+class NodeStatus(Part, frozen=True):
     """One node.
 
     Attributes:
@@ -35,7 +35,7 @@ class NodeStatus(Part):
     ready: bool
 
 
-class ClientStatus(Part):
+class ClientStatus(Part, frozen=True):
     """One client outside the cluster.
 
     Attributes:
@@ -48,14 +48,14 @@ class ClientStatus(Part):
     routes: tuple[str, ...]
 
 
-class ExternalRoute(Part):
+class ExternalRoute(Part, frozen=True):
     """How the outside reaches external and load balancer addresses: `to` is a network, `via` the name of a node."""
 
     to: str
     via: str
 
 
-class PodStatus(Part):
+class PodStatus(Part, frozen=True):
     """One pod.
 
     Attributes:
@@ -74,7 +74,7 @@ class PodStatus(Part):
     echo: bool
 
 
-class ProcessStatus(Part):
+class ProcessStatus(Part, frozen=True):
     """One process of the lab.
 
     Attributes:
@@ -87,7 +87,7 @@ class ProcessStatus(Part):
     where: str
 
 
-class ProxyStatus(Part):
+class ProxyStatus(Part, frozen=True):
     """What the lab's proxies were told.
 
     Attributes:
@@ -101,7 +101,7 @@ class ProxyStatus(Part):
     variant: str
 
 
-class LabStatus(Part):
+class LabStatus(Part, frozen=True):
     """A whole lab."""
 
     name: str

@@ -7,6 +7,7 @@ The tree::
         InvalidInput       several findings of one request, each with file, line, object, field, reason
       HostError            the machine refused: command, its words, the state that is left
         TransactionError   an iptables-restore or nft transaction was refused
+        Unreachable        no Kubernetes API answers at that address
       ApiError             a Kubernetes API answered with a Status
         NotFound, AlreadyExists, Conflict, Gone, Invalid
 
@@ -98,6 +99,10 @@ class TransactionError(HostError):
         self.line = line
         self.text = text
         super().__init__(reason, command=command, stderr=stderr, left=f"line {line}: {text}" if line else "")
+
+
+class Unreachable(HostError):
+    """No Kubernetes API answers at that address, or it hung up in the middle of an answer."""
 
 
 class ApiError(KproxyError):

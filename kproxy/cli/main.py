@@ -1,7 +1,7 @@
 """The ``kproxy`` command: finds the verb, runs it, and turns errors into clean lines.
 
 Law: a verb's module is imported when that verb is asked for, never before. ``kproxy proxy`` starts once per node and
-must not pay for the tables of ``kproxy get``; that is also why it and ``render`` are dispatched before click is imported.
+must not pay for the tables of ``kproxy get``: therefore it and ``render`` are dispatched before click is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from kproxy.errors import KproxyError
+from kproxy.errors import ApiError, KproxyError
 
 if TYPE_CHECKING:
     import click
@@ -44,8 +44,11 @@ def run_own_parser(verb: str, argv: list[str]) -> int:
 
 
 def report(error: KproxyError) -> int:
-    """Write an error to stderr, every line of it prefixed once; returns the exit status."""
-    sys.stderr.write(f"error: {error}\n")
+    """Write an error to stderr, in kubectl's form; returns the exit status."""
+    if isinstance(error, ApiError):
+        sys.stderr.write(f"Error from server ({error.reason}): {error}\n")
+    else:
+        sys.stderr.write(f"error: {error}\n")
     return 1
 
 

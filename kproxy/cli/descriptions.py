@@ -1,0 +1,264 @@
+"""What ``kproxy describe`` prints: an object told field by field, in the order of kubectl describe.
+
+Law: objects go in, text comes out; nothing here talks to a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kproxy.api.kinds import Kind
+from kproxy.api.types import Object
+from kproxy.cli import tables
+
+Line = tuple[str, Any]
+"""A label and its value: text, a list (one line each), or a list of lines (an indented block)."""
+
+
+def describe_object(kind: Kind, obj: Object, related: Sequence[Object]) -> str:
+    """The whole description.
+
+    Args:
+        kind: decides what is told.
+        obj: the object.
+        related: for a Service its EndpointSlices, for a Node its pods, else empty.
+    """
+    metadata = obj["metadata"]
+    lines: list[Line] = [("Name", metadata["name"])]
+    if kind.namespaced:
+        lines.append(("Namespace", metadata.get("namespace", "")))
+    lines += [("Labels", _pairs(metadata.get("labels"))), ("Annotations", _pairs(metadata.get("annotations"), ": "))]
+    if metadata.get("ownerReferences"):
+        owner = metadata["ownerReferences"][0]
+        lines.append(("Controlled By", f"{owner['kind']}/{owner['name']}"))
+    lines += DESCRIBERS.get(kind.name, _anything)(obj, related)
+    return "\n".join(_block(lines, ""))
+
+
+def _block(lines: Sequence[Line], indent: str) -> list[str]:
+    flat = [label for label, value in lines if not _is_block(value)]
+    width = max((len(label) for label in flat), default=0) + 2
+    text: list[str] = []
+    for label, value in lines:
+        if _is_block(value):
+            text += [f"{indent}{label}:", *_block(value, indent + "  ")]
+            continue
+        values = value if isinstance(value, list) else [value]
+        first, *rest = [str(item) for item in values] or [tables.NONE]
+        text.append(f"{indent}{label + ':':<{width}} {first or tables.NONE}")
+        text += [f"{indent}{'':<{width}} {item}" for item in rest]
+    return text
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], tuple)
+
+
+def _pairs(values: Mapping[str, str] | None, between: str = "=") -> list[str]:
+    return [f"{key}{between}{value}" for key, value in sorted((values or {}).items())]
+
+
+def _service(obj: Object, slices: Sequence[Object]) -> list[Line]:
+    spec = obj["spec"]
+    lines: list[Line] = [
+        ("Selector", tables.pairs(spec.get("selector"))),
+        ("Type", spec.get("type", "ClusterIP")),
+        ("IP Family Policy", spec.get("ipFamilyPolicy") or tables.NONE),
+        ("IP Families", ",".join(spec.get("ipFamilies") or ())),
+        ("IP", spec.get("clusterIP") or tables.NONE),
+        ("IPs", ",".join(spec.get("clusterIPs") or ())),
+    ]
+    if spec.get("externalIPs"):
+        lines.append(("External IPs", ",".join(spec["externalIPs"])))
+    if tables.ingress(obj):
+        lines.append(("LoadBalancer Ingress", ", ".join(tables.ingress(obj))))
+    if spec.get("externalName"):
+        lines.append(("External Name", spec["externalName"]))
+    for port in spec.get("ports") or ():
+        lines += _service_port(port, slices)
+    lines.append(("Session Affinity", _affinity(spec)))
+    for label, field in (
+        ("External Traffic Policy", "externalTrafficPolicy"),
+        ("Internal Traffic Policy", "internalTrafficPolicy"),
+        ("HealthCheck NodePort", "healthCheckNodePort"),
+        ("Traffic Distribution", "trafficDistribution"),
+    ):
+        if spec.get(field):
+            lines.append((label, spec[field]))
+    if spec.get("loadBalancerSourceRanges"):
+        lines.append(("LoadBalancer Source Ranges", ",".join(spec["loadBalancerSourceRanges"])))
+    return lines
+
+
+def _affinity(spec: Mapping[str, Any]) -> str:
+    config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+    after = f" (timeout {config['timeoutSeconds']}s)" if config.get("timeoutSeconds") else ""
+    return f"{spec.get('sessionAffinity', 'None')}{after}"
+
+
+def _service_port(port: Mapping[str, Any], slices: Sequence[Object]) -> list[Line]:
+    name = port.get("name") or "<unset>"
+    protocol = port.get("protocol", "TCP")
+    lines: list[Line] = [
+        ("Port", f"{name}  {port['port']}/{protocol}"),
+        ("TargetPort", f"{port.get('targetPort', port['port'])}/{protocol}"),
+    ]
+    if port.get("nodePort"):
+        lines.append(("NodePort", f"{name}  {port['nodePort']}/{protocol}"))
+    ready = [endpoint for endpoint, is_ready in _endpoints(port, slices) if is_ready]
+    lines.append(("Endpoints", ",".join(ready) or tables.NONE))
+    return lines
+
+
+def _endpoints(port: Mapping[str, Any], slices: Sequence[Object]) -> list[tuple[str, bool]]:
+    """Address and port of every endpoint of one service port, and whether it is ready; None counts as ready."""
+    return [
+        (_host_port(address, slice_port["port"]), (endpoint.get("conditions") or {}).get("ready") is not False)
+        for piece in slices
+        for slice_port in piece.get("ports") or ()
+        if _joins(port, slice_port)
+        for endpoint in piece.get("endpoints") or ()
+        for address in endpoint.get("addresses") or ()
+    ]
+
+
+def _joins(port: Mapping[str, Any], slice_port: Mapping[str, Any]) -> bool:
+    same_name = (slice_port.get("name") or "") == (port.get("name") or "")
+    same_protocol = slice_port.get("protocol", "TCP") == port.get("protocol", "TCP")
+    return same_name and same_protocol and slice_port.get("port") is not None
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _pod(obj: Object, _related: Sequence[Object]) -> list[Line]:
+    spec, status = obj["spec"], obj.get("status") or {}
+    lines: list[Line] = [
+        ("Node", "/".join(filter(None, (spec.get("nodeName"), status.get("hostIP")))) or tables.NONE),
+        ("Start Time", status.get("startTime") or obj["metadata"].get("creationTimestamp")),
+        ("Status", tables.pod_status(obj)),
+    ]
+    if status.get("message"):
+        lines.append(("Message", status["message"]))
+    lines += [("IP", status.get("podIP", "")), ("IPs", [entry["ip"] for entry in status.get("podIPs") or ()])]
+    statuses = {entry["name"]: entry for entry in status.get("containerStatuses") or ()}
+    lines.append(
+        ("Containers", [(item["name"], _container(item, statuses.get(item["name"]))) for item in spec["containers"]])
+    )
+    return [*lines, *_conditions(status)]
+
+
+def _container(container: Mapping[str, Any], status: Mapping[str, Any] | None) -> list[Line]:
+    ports = [f"{port['containerPort']}/{port.get('protocol', 'TCP')}" for port in container.get("ports") or ()]
+    lines: list[Line] = [("Image", container.get("image", "")), ("Ports", ", ".join(ports) or tables.NONE)]
+    if container.get("command") or container.get("args"):
+        lines.append(("Command", " ".join([*(container.get("command") or ()), *(container.get("args") or ())])))
+    if container.get("env"):
+        lines.append(("Environment", [f"{entry['name']}={entry.get('value', '')}" for entry in container["env"]]))
+    if status is not None:
+        lines.append(("State", ", ".join((status.get("state") or {"unknown": {}}).keys())))
+        lines += [("Ready", status.get("ready", False)), ("Restart Count", status.get("restartCount", 0))]
+    return lines
+
+
+def _conditions(status: Mapping[str, Any]) -> list[Line]:
+    conditions = status.get("conditions") or ()
+    if not conditions:
+        return []
+    told = [
+        (entry["type"], " ".join(filter(None, (entry["status"], entry.get("message", ""))))) for entry in conditions
+    ]
+    return [("Conditions", told)]
+
+
+def _node(obj: Object, pods: Sequence[Object]) -> list[Line]:
+    status = obj.get("status") or {}
+    here = sorted(pods, key=lambda pod: (pod["metadata"]["namespace"], pod["metadata"]["name"]))
+    lines: list[Line] = [
+        ("Addresses", [(entry["type"], entry["address"]) for entry in status.get("addresses") or ()]),
+        ("PodCIDRs", ",".join(obj.get("spec", {}).get("podCIDRs") or ())),
+        *_conditions(status),
+        ("Pods", [f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in here]),
+    ]
+    return lines
+
+
+def _workload(obj: Object, _related: Sequence[Object]) -> list[Line]:
+    spec, status = obj["spec"], obj.get("status") or {}
+    template = spec["template"]
+    containers = [(item["name"], _container(item, None)) for item in template["spec"].get("containers") or ()]
+    return [
+        ("Selector", tables.selector(spec.get("selector"))),
+        (
+            "Replicas",
+            f"{spec.get('replicas', 1)} desired | {status.get('updatedReplicas', status.get('replicas', 0))} updated | "
+            f"{status.get('replicas', 0)} total | {status.get('availableReplicas', 0)} available",
+        ),
+        ("Pod Template", [("Labels", _pairs(template.get("metadata", {}).get("labels"))), ("Containers", containers)]),
+        *_conditions(status),
+    ]
+
+
+def _slice(obj: Object, _related: Sequence[Object]) -> list[Line]:
+    ports = [
+        f"{port.get('name') or '<unset>'}  {port.get('port', '*')}/{port.get('protocol', 'TCP')}"
+        for port in obj.get("ports") or ()
+    ]
+    endpoints = [(",".join(item["addresses"]), _slice_endpoint(item)) for item in obj.get("endpoints") or ()]
+    return [
+        ("AddressType", obj.get("addressType", "")),
+        ("Ports", ports),
+        ("Endpoints", endpoints),
+    ]
+
+
+def _slice_endpoint(endpoint: Mapping[str, Any]) -> list[Line]:
+    conditions = ", ".join(f"{name}={str(value).lower()}" for name, value in (endpoint.get("conditions") or {}).items())
+    target = endpoint.get("targetRef") or {}
+    lines: list[Line] = [
+        ("Conditions", conditions or tables.NONE),
+        ("TargetRef", f"{target['kind']}/{target['name']}" if target else tables.NONE),
+        ("NodeName", endpoint.get("nodeName") or tables.NONE),
+        ("Zone", endpoint.get("zone") or tables.NONE),
+    ]
+    return lines
+
+
+def _endpoints_object(obj: Object, _related: Sequence[Object]) -> list[Line]:
+    subsets = obj.get("subsets") or ()
+    return [
+        (
+            "Subsets",
+            [
+                line
+                for subset in subsets
+                for line in (
+                    ("Addresses", ",".join(entry["ip"] for entry in subset.get("addresses") or ())),
+                    ("NotReadyAddresses", ",".join(entry["ip"] for entry in subset.get("notReadyAddresses") or ())),
+                    ("Ports", [f"{port['port']}/{port.get('protocol', 'TCP')}" for port in subset.get("ports") or ()]),
+                )
+            ],
+        )
+    ]
+
+
+def _anything(obj: Object, _related: Sequence[Object]) -> list[Line]:
+    """Kinds without a description of their own: their spec and status, one line a field."""
+    return [
+        (f"{part.title()} {field}", ",".join(map(str, value)) if isinstance(value, list) else value)
+        for part in ("spec", "status")
+        for field, value in (obj.get(part) or {}).items()
+    ]
+
+
+DESCRIBERS: dict[str, Callable[[Object, Sequence[Object]], list[Line]]] = {
+    "Service": _service,
+    "Pod": _pod,
+    "Node": _node,
+    "Deployment": _workload,
+    "ReplicaSet": _workload,
+    "EndpointSlice": _slice,
+    "Endpoints": _endpoints_object,
+}

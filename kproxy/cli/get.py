@@ -1,0 +1,252 @@
+"""``kproxy get`` and ``kproxy describe``: looking at objects, in kubectl's words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from kproxy.api.kinds import DEPLOYMENT, KINDS, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.types import Object
+from kproxy.cli import tables
+from kproxy.cli.connection import connect, kind_named, lab_option, namespace_option, the_lab
+from kproxy.client import Client
+from kproxy.errors import NotFound, UserError
+
+ALL = (POD, SERVICE, DEPLOYMENT, REPLICA_SET)
+"""What ``get all`` shows."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one word of the command line asks for; no name means the whole collection."""
+
+    kind: Kind
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the objects are chosen and shown; the fields are the options of ``kproxy get``."""
+
+    namespace: str | None
+    selector: str
+    field_selector: str
+    output: str
+    no_headers: bool
+    show_labels: bool
+
+
+def _complete_kind(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return [kind.plural for kind in KINDS if kind.plural.startswith(incomplete)]
+
+
+@click.command
+@click.argument("resources", metavar="KIND[,KIND] [NAME...] | KIND/NAME...", nargs=-1, shell_complete=_complete_kind)
+@click.option("-o", "--output", type=click.Choice(["wide", "yaml", "json", "name"]), default=None)
+@click.option("-l", "--selector", default="", help="Label selector: app=web,tier!=cache.")
+@click.option("--field-selector", default="", help="Field selector: metadata.name, spec.nodeName, ...")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
+@click.option("-w", "--watch", is_flag=True, help="Go on printing changes until interrupted.")
+@click.option("--show-labels", is_flag=True, help="A column of labels.")
+@click.option("--no-headers", is_flag=True, help="Rows only.")
+@namespace_option
+@lab_option
+def get(resources: tuple[str, ...], lab: str | None, **options: Any) -> None:
+    """List objects, or show those named.
+
+    KIND is one of the lab's kinds in singular, plural or kubectl's short form: pods (po), services (svc), nodes (no),
+    deployments (deploy), replicasets (rs), endpointslices, endpoints (ep), namespaces (ns), servicecidrs; or all.
+    """
+    targets = parse_targets(resources)
+    all_namespaces, watch = options.pop("all_namespaces"), options.pop("watch")
+    options["output"] = options["output"] or ""
+    request = Request(**options | {"namespace": None if all_namespaces else options["namespace"]})
+    client = connect(the_lab(lab))
+    if watch:
+        _watch(client, targets, request)
+    elif request.output in ("", "wide"):
+        _print_tables(client, targets, request)
+    else:
+        _print_objects(client, targets, request)
+
+
+def parse_targets(words: Sequence[str]) -> list[Target]:
+    """What ``svc``, ``svc,po``, ``all``, ``svc web api`` and ``svc/web deploy/api`` ask for.
+
+    Raises:
+        UserError: no word, an unknown kind, or a mixture of the two ways to name objects.
+    """
+    if not words:
+        raise UserError(f"name what to get: {', '.join(kind.plural for kind in KINDS)} or all")
+    if any("/" in word for word in words):
+        pairs = [word.partition("/") for word in words]
+        if not all(name for _, _, name in pairs):
+            raise UserError("there is no need to repeat the kind: write KIND NAME NAME, or KIND/NAME KIND/NAME")
+        return [Target(kind_named(kind), name) for kind, _, name in pairs]
+    asked = [known for word in words[0].split(",") for known in (ALL if word == "all" else (kind_named(word),))]
+    names = words[1:] or ("",)
+    return [Target(kind, name) for kind in asked for name in names]
+
+
+def fetch(client: Client, target: Target, request: Request) -> tuple[list[Object], str]:
+    """The objects, and the resourceVersion to watch from."""
+    namespace = request.namespace if target.kind.namespaced else None
+    if target.name:
+        if target.kind.namespaced and namespace is None:
+            raise UserError("a resource cannot be retrieved by name across all namespaces")
+        obj = client.get(target.kind, target.name, namespace)
+        return [obj], str(obj["metadata"]["resourceVersion"])
+    listing = client.list(
+        target.kind, namespace, label_selector=request.selector, field_selector=request.field_selector
+    )
+    return sorted(listing.items, key=_by_name), listing.resource_version
+
+
+def _by_name(obj: Object) -> tuple[str, str]:
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
+
+
+def _print_tables(client: Client, targets: Sequence[Target], request: Request) -> None:
+    by_kind: dict[Kind, list[Object]] = {}
+    missing: list[NotFound] = []
+    for target in targets:
+        try:
+            by_kind.setdefault(target.kind, []).extend(fetch(client, target, request)[0])
+        except NotFound as error:
+            missing.append(error)
+    shown = {kind: objects for kind, objects in by_kind.items() if objects}
+    for index, (kind, objects) in enumerate(shown.items()):
+        if index:
+            click.echo()
+        rows = _rows(kind, objects, request, several=len(by_kind) > 1)
+        click.echo("\n".join(tables.layout(rows[1:] if request.no_headers else rows)))
+    if missing:
+        raise missing[0]
+    if not shown:
+        where = f" in {request.namespace} namespace" if request.namespace and targets[0].kind.namespaced else ""
+        click.echo(f"No resources found{where}.", err=True)
+
+
+def _rows(kind: Kind, objects: Sequence[Object], request: Request, *, several: bool = False) -> list[list[str]]:
+    return tables.table(
+        kind,
+        objects,
+        now=datetime.now(UTC),
+        wide=request.output == "wide",
+        with_namespace=request.namespace is None,
+        with_labels=request.show_labels,
+        prefix=f"{_resource(kind)}/" if several else "",
+    )
+
+
+def _resource(kind: Kind) -> str:
+    """``pod``, ``deployment.apps``: how kubectl names a kind before a slash."""
+    return f"{kind.name.lower()}.{kind.group}" if kind.group else kind.name.lower()
+
+
+def _print_objects(client: Client, targets: Sequence[Target], request: Request) -> None:
+    found = [(target.kind, obj) for target in targets for obj in fetch(client, target, request)[0]]
+    if request.output == "name":
+        for kind, obj in found:
+            click.echo(f"{_resource(kind)}/{obj['metadata']['name']}")
+        return
+    objects = [_complete(kind, obj) for kind, obj in found]
+    if len(targets) == 1 and targets[0].name:
+        click.echo(render(objects[0], request.output))
+    else:
+        listing = {"apiVersion": "v1", "items": objects, "kind": "List", "metadata": {"resourceVersion": ""}}
+        click.echo(render(listing, request.output))
+
+
+def _complete(kind: Kind, obj: Object) -> Object:
+    """The object with apiVersion and kind, which items of a list may leave out."""
+    return {"apiVersion": kind.api_version, "kind": kind.name, **obj}
+
+
+def render(obj: Object, output: str) -> str:
+    """An object as YAML or JSON, keys sorted as kubectl prints them."""
+    if output == "json":
+        return json.dumps(obj, indent=4, sort_keys=True, ensure_ascii=False)
+    import yaml
+
+    text: str = yaml.dump(obj, Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True, default_flow_style=False)
+    return text.rstrip("\n")
+
+
+def _watch(client: Client, targets: Sequence[Target], request: Request) -> None:
+    if len(targets) != 1:
+        raise UserError("you may only specify a single resource type to watch")
+    target = targets[0]
+    objects, version = fetch(client, target, request)
+    widths: list[int] = []
+    for obj in objects:
+        widths = _print_change(target.kind, obj, request, widths)
+    for obj in _changes(client, target, request, version):
+        widths = _print_change(target.kind, obj, request, widths)
+
+
+def _changes(client: Client, target: Target, request: Request, version: str) -> Iterator[Object]:
+    selector = f"metadata.name={target.name}" if target.name else request.field_selector
+    events = client.watch(
+        target.kind,
+        resource_version=version,
+        namespace=request.namespace if target.kind.namespaced else None,
+        label_selector=request.selector,
+        field_selector=selector,
+    )
+    return (event.object for event in events if event.type != "BOOKMARK")
+
+
+def _print_change(kind: Kind, obj: Object, request: Request, widths: list[int]) -> list[int]:
+    """Print one object; returns the column widths for those that follow."""
+    match request.output:
+        case "yaml":
+            click.echo("---\n" + render(_complete(kind, obj), "yaml"))
+        case "json":
+            click.echo(json.dumps(_complete(kind, obj), ensure_ascii=False))
+        case "name":
+            click.echo(f"{_resource(kind)}/{obj['metadata']['name']}")
+        case _:
+            rows = _rows(kind, [obj], request)
+            rows = rows if not widths and not request.no_headers else rows[1:]
+            widths = tables.column_widths(rows, widths)
+            click.echo("\n".join(tables.layout(rows, widths)))
+    return widths
+
+
+@click.command
+@click.argument("resources", metavar="KIND [NAME...] | KIND/NAME...", nargs=-1, shell_complete=_complete_kind)
+@click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
+@click.option("-l", "--selector", default="", help="Label selector: app=web,tier!=cache.")
+@namespace_option
+@lab_option
+def describe(resources: tuple[str, ...], lab: str | None, **options: Any) -> None:
+    """Show objects in full, each with what belongs to it."""
+    from kproxy.cli.descriptions import describe_object
+
+    targets = parse_targets(resources)
+    namespace = None if options["all_namespaces"] else options["namespace"]
+    request = Request(namespace, options["selector"], "", "", no_headers=False, show_labels=False)
+    client = connect(the_lab(lab))
+    found = [(target.kind, obj) for target in targets for obj in fetch(client, target, request)[0]]
+    if not found:
+        click.echo("No resources found.", err=True)
+    click.echo("\n\n\n".join(describe_object(kind, obj, related(client, kind, obj)) for kind, obj in found))
+
+
+def related(client: Client, kind: Kind, obj: Object) -> list[Object]:
+    """What a description shows beside the object: a Service's slices, a node's pods; else nothing."""
+    from kproxy.api.kinds import ENDPOINT_SLICE
+
+    metadata = obj["metadata"]
+    if kind == SERVICE:
+        selector = f"kubernetes.io/service-name={metadata['name']}"
+        return client.list(ENDPOINT_SLICE, metadata["namespace"], label_selector=selector).items
+    if kind.name == "Node":
+        return client.list(POD, field_selector=f"spec.nodeName={metadata['name']}").items
+    return []

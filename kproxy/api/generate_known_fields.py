@@ -1,7 +1,7 @@
 """Writes ``known_fields.json``: every field that Kubernetes gives the kinds of ``kinds.py``, and its JSON type.
 
-A development-time tool; the project itself never imports it. The source is the OpenAPI description as the Python package
-``kubernetes`` (36.x, generated from Kubernetes 1.36) carries it in its models. To renew the table::
+A development-time tool; the project itself never imports it. The source is the OpenAPI description as the Python
+package ``kubernetes`` (36.x, generated from Kubernetes 1.36) carries it in its models. To renew the table::
 
     python -m venv /tmp/k && /tmp/k/bin/pip install 'kubernetes==36.*' msgspec
     PYTHONPATH=. /tmp/k/bin/python -m kproxy.api.generate_known_fields

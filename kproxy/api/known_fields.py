@@ -1,7 +1,7 @@
 """Which fields Kubernetes knows, of which JSON type they are, and which of them have no effect here.
 
-Law: an object that passes ``check`` converts to its typed view (``types.view``) without an error. The table is generated
-from Kubernetes 1.36 (``generate_known_fields.py``); the lab's own kind ``Cluster`` is written down here.
+Law: an object that passes ``check`` converts to its typed view (``types.view``) without an error. The table is
+generated from Kubernetes 1.36 (``generate_known_fields.py``); the lab's own kind ``Cluster`` is written down here.
 """
 
 from __future__ import annotations
@@ -180,26 +180,26 @@ def _check_object(value: dict[str, Any], type_name: str, path: str) -> Iterator[
 
 
 def _check_value(value: Any, field_type: str, path: str) -> Iterator[FieldError]:
-    if field_type.startswith("["):
-        if not isinstance(value, list):
-            yield FieldError(path, TYPE_INVALID, value, "must be a list")
-            return
+    wanted = _json_type(field_type)
+    if wanted is not object and not isinstance(value, wanted):
+        yield FieldError(path, TYPE_INVALID, value, "must be a list" if wanted is list else "must be an object")
+    elif field_type.startswith("["):
         for index, item in enumerate(value):
             yield from _check_value(item, field_type[1:-1], f"{path}[{index}]")
     elif field_type.startswith("{"):
-        if not isinstance(value, dict):
-            yield FieldError(path, TYPE_INVALID, value, "must be an object")
-            return
         for key, item in value.items():
             if item is not None:
                 yield from _check_value(item, field_type[1:-1], child(path, key))
-    elif field_type in _table()[1]:
-        if isinstance(value, dict):
-            yield from _check_object(value, field_type, path)
-        else:
-            yield FieldError(path, TYPE_INVALID, value, "must be an object")
+    elif wanted is dict:
+        yield from _check_object(value, field_type, path)
     elif not _is_of_type(value, field_type):
         yield FieldError(path, TYPE_INVALID, value, _WORDS[field_type])
+
+
+def _json_type(field_type: str) -> type:
+    if field_type.startswith("["):
+        return list
+    return dict if field_type.startswith("{") or field_type in _table()[1] else object
 
 
 _INT64: Final = range(-(2**63), 2**63)

@@ -1,0 +1,553 @@
+"""What Kubernetes promises a packet: verdict, endpoints, client address and hops, for one client and one frontend.
+
+Law: values in, values out, written from Kubernetes' rules for Services and from the routes between the places. It never
+sees a plan or a rule, so that comparing it with measured packets proves something.
+
+Two facts of the kernel belong to the promise, because no rule of a node proxy can change them:
+
+* A connection works only if the answer comes back through the node that rewrote the destination. With
+  externalTrafficPolicy Local a pod that dials *another* node's address keeps its own, so an endpoint on a third node
+  answers it directly, from an address that was never dialled: such endpoints are ``lost``.
+* kube-proxy rejects external and load balancer addresses without endpoints in INPUT and FORWARD only. The node itself
+  sends such a packet along its default route, and what happens there is what it gets.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from kproxy.api.types import EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort
+
+KEPT = "kept"
+"""The endpoint saw the address that the client sent from."""
+
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
+
+
+class Verdict(enum.StrEnum):
+    """What becomes of a connection.
+
+    Attributes:
+        ANSWERED: the dialled address answered.
+        REFUSED: an ICMP port unreachable or a RST came back at once.
+        DROPPED: nothing came back.
+        NO_ROUTE: somebody on the way, or the client itself, has no route to the address.
+    """
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    DROPPED = "dropped"
+    NO_ROUTE = "no-route"
+
+
+class FrontendKind(enum.StrEnum):
+    """What kind of address is dialled."""
+
+    POD = "pod"
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    EXTERNAL_IP = "ExternalIP"
+    LOAD_BALANCER = "LoadBalancer"
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A node; addresses and pod_cidrs hold at most one per family that counts, the first."""
+
+    name: str
+    addresses: tuple[str, ...]
+    pod_cidrs: tuple[str, ...]
+    zone: str = ""
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod that has addresses; with host_network these are its node's."""
+
+    namespace: str
+    name: str
+    node: str
+    addresses: tuple[str, ...]
+    host_network: bool = False
+
+
+@dataclass(frozen=True)
+class ClientView:
+    """A client outside; routes are the networks that it can send to."""
+
+    name: str
+    addresses: tuple[str, ...]
+    routes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExternalRoute:
+    """The outside reaches network ``to`` through node ``via``."""
+
+    to: str
+    via: str
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """Everything that a promise depends on.
+
+    Attributes:
+        pod_network: ``host-gw`` or ``vxlan``.
+        detect_local_mode: kube-proxy's --detect-local-mode.
+        cluster_cidrs: kube-proxy's --cluster-cidr; empty with ClusterCIDR means that there is no detector.
+        masquerade_all: kube-proxy's --masquerade-all.
+    """
+
+    services: tuple[Service, ...]
+    slices: tuple[EndpointSlice, ...]
+    nodes: tuple[NodeView, ...]
+    pods: tuple[PodView, ...]
+    clients: tuple[ClientView, ...] = ()
+    external_routes: tuple[ExternalRoute, ...] = ()
+    pod_network: str = "host-gw"
+    detect_local_mode: str = "ClusterCIDR"
+    cluster_cidrs: tuple[str, ...] = ()
+    masquerade_all: bool = False
+
+    @cached_property
+    def node_by_name(self) -> dict[str, NodeView]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def node_by_address(self) -> dict[str, NodeView]:
+        """The nodes by each of their addresses."""
+        return {address: node for node in self.nodes for address in node.addresses}
+
+    @cached_property
+    def pod_by_address(self) -> dict[str, PodView]:
+        """The pods with a network of their own, by each of their addresses."""
+        return {address: pod for pod in self.pods if not pod.host_network for address in pod.addresses}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a client stands.
+
+    Attributes:
+        client: ``node/node1``, ``pod/default/web-0`` or ``client/client``.
+        node: the node it is or runs on; None outside.
+        is_pod: it has a network of its own behind ``node``.
+        addresses: what it sends from, one a family.
+        routes: what it can send to, outside only.
+    """
+
+    client: str
+    node: str | None
+    is_pod: bool
+    addresses: tuple[str, ...]
+    routes: tuple[str, ...] = ()
+
+    def address(self, family: int) -> str | None:
+        """The address of that IP version (4 or 6), or None."""
+        return first_of_family(self.addresses, family)
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """One address and port that a Service port is reached at.
+
+    Attributes:
+        node: the node whose address this is, for a NodePort; else empty.
+    """
+
+    kind: FrontendKind
+    address: str
+    port: int
+    protocol: str
+    service: Service
+    service_port: ServicePort
+    node: str = ""
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return ip_address(self.address).version
+
+    @property
+    def text(self) -> str:
+        """``10.96.0.5:80``, ``[fd00::5]:80``."""
+        return host_port(self.address, self.port)
+
+
+@dataclass(frozen=True, order=True)
+class Answer:
+    """How one endpoint sees the client.
+
+    Attributes:
+        endpoint: ``10.244.1.2:8080``.
+        source: ``kept``, or the address that the client's was rewritten to.
+        hops: routers on the way, counted by the TTL at the endpoint.
+    """
+
+    endpoint: str
+    source: str
+    hops: int
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What must be seen.
+
+    Attributes:
+        answers: every endpoint that a connection may end at, each of which must be seen unless ``is_sticky``.
+        lost: endpoints that get packets but whose answers never arrive as answers.
+        is_sticky: session affinity: one client sees one endpoint of ``answers``.
+    """
+
+    verdict: Verdict
+    answers: tuple[Answer, ...] = ()
+    lost: tuple[str, ...] = ()
+    is_sticky: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One usable or unusable endpoint of a Service port, as the slices give it; hints None means none given."""
+
+    address: str
+    port: int
+    node: str | None
+    ready: bool
+    serving: bool
+    terminating: bool
+    zones: frozenset[str]
+    nodes: frozenset[str]
+
+    @property
+    def text(self) -> str:
+        """``10.244.1.2:8080``."""
+        return host_port(self.address, self.port)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The endpoints that one node may use for one Service port.
+
+    Attributes:
+        cluster: for traffic under a cluster policy.
+        local: for traffic under a local policy.
+        has_any: the Service has a usable endpoint on some node.
+    """
+
+    cluster: tuple[Backend, ...]
+    local: tuple[Backend, ...]
+    has_any: bool
+
+
+def host_port(address: str, port: int) -> str:
+    """Address and port as Kubernetes writes them; IPv6 in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def first_of_family(addresses: Iterable[str], family: int) -> str | None:
+    """The first address of that IP version, or None."""
+    return next((address for address in addresses if ip_address(address).version == family), None)
+
+
+def is_proxied(service: Service) -> bool:
+    """Whether kube-proxy serves this Service at all: it has a cluster IP and no other proxy is named for it."""
+    return (
+        service.spec.type != "ExternalName"
+        and service.spec.cluster_ip not in ("", "None")
+        and SERVICE_PROXY_NAME_LABEL not in service.metadata.labels
+    )
+
+
+def backends(view: ClusterView, service: Service, port: ServicePort, family: int) -> tuple[Backend, ...]:
+    """All endpoints of a Service port that its slices name, in the order of their text.
+
+    Of two entries with one address and port the later one counts, unless it is terminating (kube-proxy:
+    endpointslicecache.go, addEndpoints).
+    """
+    found: dict[str, Backend] = {}
+    for part in view.slices:
+        if not _belongs(part, service, family):
+            continue
+        for slice_port in part.ports or ():
+            if not _serves(slice_port, port):
+                continue
+            for endpoint in part.endpoints or ():
+                backend = _backend(endpoint, slice_port.port or 0)
+                if backend.text not in found or not backend.terminating:
+                    found[backend.text] = backend
+    return tuple(found[text] for text in sorted(found))
+
+
+def select(candidates: Iterable[Backend], node: NodeView) -> Selection:
+    """What one node may use (kube-proxy: topology.go, CategorizeEndpoints)."""
+    everything = tuple(candidates)
+    ready = tuple(backend for backend in everything if backend.ready)
+    terminating = tuple(backend for backend in everything if backend.serving and backend.terminating)
+    local_ready = tuple(backend for backend in ready if backend.node == node.name)
+    local_terminating = tuple(backend for backend in terminating if backend.node == node.name)
+    return Selection(
+        cluster=_near(ready, node) or terminating,
+        local=local_ready or local_terminating,
+        has_any=bool(ready or terminating),
+    )
+
+
+def promise(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
+    """What a connection from ``place`` to ``frontend`` must come to.
+
+    Raises:
+        ValueError: the place has no address of the frontend's family.
+    """
+    source = place.address(frontend.family)
+    if source is None:
+        raise ValueError(f"{place.client} has no address of the family of {frontend.text}")
+    if place.node is None and not _covers(place.routes, frontend.address):
+        return Promise(Verdict.NO_ROUTE)
+    if frontend.kind is FrontendKind.POD:
+        return _direct(view, place, frontend)
+    node = _translator(view, place, frontend)
+    if node is None:
+        return Promise(Verdict.NO_ROUTE)
+    candidates = backends(view, frontend.service, frontend.service_port, frontend.family)
+    selection = select(candidates, node)
+    if not selection.has_any:
+        return _no_endpoints(view, place, frontend, node)
+    if frontend.kind is FrontendKind.LOAD_BALANCER and not _in_source_ranges(frontend.service, source):
+        return Promise(Verdict.DROPPED)
+    chosen, masquerades = _traffic_policy(view, place, frontend, node, selection)
+    if not chosen:
+        return Promise(Verdict.DROPPED)
+    return _through(view, _Flow(place, source, node, masquerades, frontend), chosen)
+
+
+# -- which endpoints ---------------------------------------------------------------------------------------------
+
+
+def _belongs(part: EndpointSlice, service: Service, family: int) -> bool:
+    return (
+        part.metadata.namespace == service.metadata.namespace
+        and part.metadata.labels.get(SERVICE_NAME_LABEL) == service.metadata.name
+        and part.address_type == f"IPv{family}"
+    )
+
+
+def _serves(slice_port: SlicePort, port: ServicePort) -> bool:
+    return bool(slice_port.port) and slice_port.name == port.name and (slice_port.protocol or "TCP") == port.protocol
+
+
+def _backend(endpoint: SliceEndpoint, port: int) -> Backend:
+    conditions, hints = endpoint.conditions, endpoint.hints
+    return Backend(
+        address=endpoint.addresses[0],
+        port=port,
+        node=endpoint.node_name,
+        ready=conditions.ready is not False,
+        serving=conditions.serving is not False,
+        terminating=conditions.terminating is True,
+        zones=frozenset(zone.name for zone in hints.for_zones) if hints else frozenset(),
+        nodes=frozenset(node.name for node in hints.for_nodes) if hints else frozenset(),
+    )
+
+
+def _near(ready: tuple[Backend, ...], node: NodeView) -> tuple[Backend, ...]:
+    """The ready endpoints that the hints leave to this node: its own, else its zone's, else all."""
+    by_node = tuple(backend for backend in ready if node.name in backend.nodes)
+    if by_node and all(backend.nodes for backend in ready):
+        return by_node
+    by_zone = tuple(backend for backend in ready if node.zone and node.zone in backend.zones)
+    if by_zone and all(backend.zones for backend in ready):
+        return by_zone
+    return ready
+
+
+def _traffic_policy(
+    view: ClusterView, place: Place, frontend: Frontend, node: NodeView, selection: Selection
+) -> tuple[tuple[Backend, ...], bool]:
+    """The endpoints for this traffic, and whether the client's address is rewritten for all of them."""
+    spec = frontend.service.spec
+    is_internal = _is_known_as_local(view, place, node, frontend.family)
+    if frontend.kind is FrontendKind.CLUSTER_IP:
+        chosen = selection.local if spec.internal_traffic_policy == "Local" else selection.cluster
+        return chosen, view.masquerade_all or is_internal is False
+    if spec.external_traffic_policy != "Local":
+        return selection.cluster, True
+    if is_internal:
+        return selection.cluster, False
+    if _is_the_node(place, node):
+        return selection.cluster, True
+    return selection.local, False
+
+
+def _is_known_as_local(view: ClusterView, place: Place, node: NodeView, family: int) -> bool | None:
+    """Whether the node's local detector takes the client for a pod; None without a detector."""
+    source = place.address(family) or ""
+    match view.detect_local_mode:
+        case "ClusterCIDR":
+            cidrs = view.cluster_cidrs
+        case "NodeCIDR":
+            cidrs = node.pod_cidrs
+        case _:  # BridgeInterface, InterfaceNamePrefix: the interfaces of this node's own pods
+            return place.is_pod and place.node == node.name
+    cidr = next((cidr for cidr in cidrs if ip_network(cidr).version == family), None)
+    return None if cidr is None else _in(source, cidr)
+
+
+def _in_source_ranges(service: Service, source: str) -> bool:
+    version = ip_address(source).version
+    ranges = [cidr for cidr in service.spec.load_balancer_source_ranges if ip_network(cidr.strip()).version == version]
+    return not ranges or any(_in(source, cidr.strip()) for cidr in ranges)
+
+
+# -- which way ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """A connection that ``node`` rewrites: from where, sent from which address, to what."""
+
+    place: Place
+    source: str
+    node: NodeView
+    masquerades: bool
+    frontend: Frontend
+
+
+def _is_the_node(place: Place, node: NodeView) -> bool:
+    return not place.is_pod and place.node == node.name
+
+
+def _arrival(view: ClusterView, address: str) -> NodeView | None:
+    """The node at which a packet from elsewhere arrives: the owner of the address, else where the outside routes it."""
+    owner = view.node_by_address.get(address)
+    if owner is not None:
+        return owner
+    routes = [route for route in view.external_routes if _in(address, route.to)]
+    if not routes:
+        return None
+    return view.node_by_name[max(routes, key=lambda route: ip_network(route.to).prefixlen).via]
+
+
+def _translator(view: ClusterView, place: Place, frontend: Frontend) -> NodeView | None:
+    """The node whose proxy rewrites the packet; None if it reaches none."""
+    if place.node is None:
+        return _arrival(view, frontend.address)
+    if frontend.kind is FrontendKind.NODE_PORT:
+        return view.node_by_name[frontend.node]
+    return view.node_by_name[place.node]
+
+
+def _no_endpoints(view: ClusterView, place: Place, frontend: Frontend, node: NodeView) -> Promise:
+    """Refused; the node itself asks its default route about addresses that are neither cluster IPs nor its own."""
+    is_own = frontend.kind is FrontendKind.CLUSTER_IP or frontend.address in node.addresses
+    if is_own or not _is_the_node(place, node):
+        return Promise(Verdict.REFUSED)
+    return Promise(Verdict.REFUSED if _arrival(view, frontend.address) else Verdict.NO_ROUTE)
+
+
+def _direct(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
+    """The bare address of an endpoint, with nothing rewritten."""
+    where = _where(view, frontend.address)
+    if where is None:
+        return Promise(Verdict.NO_ROUTE)
+    node, is_pod = where
+    hops = _hops_to_node(place, node) + (1 if is_pod and not _is_the_node(place, node) else 0)
+    if frontend.address in place.addresses:
+        hops = 0
+    return Promise(Verdict.ANSWERED, (Answer(frontend.text, KEPT, hops),))
+
+
+def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...]) -> Promise:
+    answers: list[Answer] = []
+    lost: list[str] = []
+    for backend in chosen:
+        where = _where(view, backend.address)
+        if where is None:
+            continue
+        source = _source_seen(view, flow, backend, *where)
+        if source == flow.source and not _returns(flow, where[0]):
+            lost.append(backend.text)
+            continue
+        seen = KEPT if source == flow.source else source
+        answers.append(Answer(backend.text, seen, _hops(flow, *where)))
+    is_sticky = flow.frontend.service.spec.session_affinity == "ClientIP"
+    if answers:
+        return Promise(Verdict.ANSWERED, tuple(sorted(answers)), tuple(lost), is_sticky)
+    return Promise(Verdict.DROPPED if lost else Verdict.NO_ROUTE, lost=tuple(lost))
+
+
+def _where(view: ClusterView, address: str) -> tuple[NodeView, bool] | None:
+    """The node that an endpoint is on, and whether it is a pod behind it; None if the cluster has no such address."""
+    pod = view.pod_by_address.get(address)
+    if pod is not None:
+        return view.node_by_name[pod.node], True
+    node = view.node_by_address.get(address)
+    return None if node is None else (node, False)
+
+
+def _source_seen(view: ClusterView, flow: _Flow, backend: Backend, node: NodeView, is_pod: bool) -> str:
+    """The address that the endpoint sees the client at."""
+    is_hairpin = flow.source == backend.address
+    if not (flow.masquerades or is_hairpin):
+        return flow.source
+    family = ip_address(backend.address).version
+    if node.name == flow.node.name:
+        if is_pod:
+            return _pod_gateway(node, family)
+        # An address of the node itself is delivered through INPUT, which no masquerading rule sees.
+        return flow.source
+    if is_pod and view.pod_network == "vxlan":
+        return _tunnel_address(flow.node, family)
+    return first_of_family(flow.node.addresses, family) or flow.source
+
+
+def _returns(flow: _Flow, endpoint_node: NodeView) -> bool:
+    """Whether the answer of an endpoint that saw the client's own address passes the node that rewrote the packet."""
+    return flow.node.name in (endpoint_node.name, flow.place.node)
+
+
+def _hops(flow: _Flow, endpoint_node: NodeView, is_pod: bool) -> int:
+    """Routers between the client and an endpoint, by way of the node that rewrites the destination."""
+    hops = _hops_to_node(flow.place, flow.node)
+    if not is_pod and endpoint_node.name == flow.node.name:
+        return hops
+    if not _is_the_node(flow.place, flow.node):
+        hops += 1
+    return hops + (1 if is_pod and endpoint_node.name != flow.node.name else 0)
+
+
+def _hops_to_node(place: Place, node: NodeView) -> int:
+    """Routers before the packet enters the node: the client's own node or the outside router, if any."""
+    if place.node is None:
+        return 1
+    return 1 if place.is_pod and place.node != node.name else 0
+
+
+def _pod_gateway(node: NodeView, family: int) -> str:
+    """The node's address on the veths of its pods: the first one of its pod CIDR."""
+    return str(_pod_network(node, family)[1])
+
+
+def _tunnel_address(node: NodeView, family: int) -> str:
+    """The address of the node's vxlan device, as flannel gives it: the pod CIDR's own."""
+    return str(_pod_network(node, family)[0])
+
+
+def _pod_network(node: NodeView, family: int) -> IPv4Network | IPv6Network:
+    return next(network for network in map(ip_network, node.pod_cidrs) if network.version == family)
+
+
+def _covers(networks: Iterable[str], address: str) -> bool:
+    return any(_in(address, network) for network in networks)
+
+
+def _in(address: str, network: str) -> bool:
+    parsed: IPv4Address | IPv6Address = ip_address(address)
+    around = ip_network(network, strict=False)
+    return parsed.version == around.version and parsed in around

@@ -1,0 +1,426 @@
+"""The promise, by tables: which endpoints, whose address, how many hops; worked out by hand from Kubernetes' rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from kproxy.api.types import EndpointSlice, Service
+from kproxy.api.types import view as typed
+from kproxy.insight.oracle import (
+    KEPT,
+    Answer,
+    ClientView,
+    ClusterView,
+    ExternalRoute,
+    Frontend,
+    FrontendKind,
+    NodeView,
+    Place,
+    PodView,
+    Promise,
+    Verdict,
+    backends,
+    is_proxied,
+    promise,
+    select,
+)
+
+NODES = tuple(
+    NodeView(
+        f"node{n}", (f"192.168.1.{n + 1}", f"fd00:1::{n + 1}"), (f"10.244.{n}.0/24", f"fd00:10:244:{n}::/64"), zone
+    )
+    for n, zone in ((1, "zone-a"), (2, "zone-a"), (3, "zone-b"))
+)
+PODS = tuple(
+    PodView("default", f"pod{n}-{i}", f"node{n}", (f"10.244.{n}.{i}", f"fd00:10:244:{n}::{i}"))
+    for n in (1, 2, 3)
+    for i in (2, 3)
+)
+OUTSIDE = ClientView("client", ("203.0.113.10", "2001:db8:113::10"), ("192.168.1.0/24", "fd00:1::/64"))
+
+P1, P2, P3 = "10.244.1.2:8080", "10.244.2.2:8080", "10.244.3.2:8080"
+
+
+def place(text: str) -> Place:
+    """The client place that ``node/NAME``, ``pod/NAME`` or ``client`` names in the cluster above."""
+    kind, _, name = text.partition("/")
+    if kind == "node":
+        node = next(node for node in NODES if node.name == name)
+        return Place(text, node.name, False, node.addresses)
+    if kind == "pod":
+        pod = next(pod for pod in PODS if pod.name == name)
+        return Place(f"pod/default/{name}", pod.node, True, pod.addresses)
+    return Place("client/client", None, False, OUTSIDE.addresses, OUTSIDE.routes)
+
+
+def endpoint(node: int, state: str = "ready", hint: str = "", node_hint: str = "", i: int = 2) -> dict[str, Any]:
+    """An endpoint on that node: ready, notReady, ST (serving and terminating) or terminating."""
+    conditions = {
+        "ready": {"ready": True, "serving": True, "terminating": False},
+        "notReady": {"ready": False, "serving": False, "terminating": False},
+        "ST": {"ready": False, "serving": True, "terminating": True},
+        "terminating": {"ready": False, "serving": False, "terminating": True},
+        "unset": {},
+    }[state]
+    found: dict[str, Any] = {
+        "addresses": [f"10.244.{node}.{i}"],
+        "nodeName": f"node{node}",
+        "conditions": conditions,
+    }
+    if hint or node_hint:
+        found["hints"] = {
+            "forZones": [{"name": hint}] if hint else [],
+            "forNodes": [{"name": node_hint}] if node_hint else [],
+        }
+    return found
+
+
+def cluster(endpoints: list[dict[str, Any]], **spec: Any) -> ClusterView:
+    """The cluster above with one Service ``default/web`` of port 80 and one slice."""
+    service = {
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.50",
+            "externalIPs": ["198.51.100.7"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
+            **spec,
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}},
+    }
+    part = {
+        "metadata": {
+            "name": "web-x",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    }
+    return ClusterView(
+        services=(typed(service, Service),),
+        slices=(typed(part, EndpointSlice),),
+        nodes=NODES,
+        pods=PODS,
+        clients=(OUTSIDE,),
+        cluster_cidrs=("10.244.0.0/16", "fd00:10:244::/48"),
+    )
+
+
+def frontend(view: ClusterView, text: str) -> Frontend:
+    """``cluster``, ``external``, ``lb``, ``nodeport:N`` or ``pod:N`` of the Service."""
+    service = view.services[0]
+    port = service.spec.ports[0]
+    kind, _, number = text.partition(":")
+    match kind:
+        case "cluster":
+            return Frontend(FrontendKind.CLUSTER_IP, "10.96.0.50", 80, "TCP", service, port)
+        case "external":
+            return Frontend(FrontendKind.EXTERNAL_IP, "198.51.100.7", 80, "TCP", service, port)
+        case "lb":
+            return Frontend(FrontendKind.LOAD_BALANCER, "198.51.100.9", 80, "TCP", service, port)
+        case "nodeport":
+            node = NODES[int(number) - 1]
+            return Frontend(FrontendKind.NODE_PORT, node.addresses[0], 30080, "TCP", service, port, node.name)
+        case _:
+            return Frontend(FrontendKind.POD, f"10.244.{number}.2", 8080, "TCP", service, port)
+
+
+# -- selection: the node under test is node1, in zone-a -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    name: str
+    endpoints: list[dict[str, Any]]
+    cluster: list[str]
+    local: list[str]
+    has_any: bool = True
+
+
+SELECTIONS = [
+    Chosen("no endpoints", [], [], [], has_any=False),
+    Chosen("a local one, not ready", [endpoint(1, "notReady")], [], [], has_any=False),
+    Chosen("terminating and not serving", [endpoint(1, "terminating")], [], [], has_any=False),
+    Chosen("conditions that are not set count as ready", [endpoint(1, "unset")], [P1], [P1]),
+    Chosen("a remote one", [endpoint(2)], [P2], []),
+    Chosen("local and remote", [endpoint(1), endpoint(2)], [P1, P2], [P1]),
+    Chosen("local terminating, remote ready", [endpoint(1, "ST"), endpoint(2)], [P2], [P1]),
+    Chosen("both terminating", [endpoint(1, "ST"), endpoint(2, "ST")], [P1, P2], [P1]),
+    Chosen("remote terminating only", [endpoint(2, "ST")], [P2], []),
+    Chosen("hints of zones", [endpoint(1, hint="zone-b"), endpoint(2, hint="zone-a")], [P2], [P1]),
+    Chosen("one endpoint without a hint", [endpoint(1), endpoint(2, hint="zone-b")], [P1, P2], [P1]),
+    Chosen("no hint for this zone", [endpoint(2, hint="zone-b"), endpoint(3, hint="zone-b")], [P2, P3], []),
+    Chosen(
+        "hints of nodes before those of zones",
+        [endpoint(1, hint="zone-a", node_hint="node1"), endpoint(2, hint="zone-a", node_hint="node2")],
+        [P1],
+        [P1],
+    ),
+    Chosen(
+        "no node hint names this node, the zone does",
+        [endpoint(2, hint="zone-a", node_hint="node2"), endpoint(3, hint="zone-b", node_hint="node3")],
+        [P2],
+        [],
+    ),
+    Chosen(
+        "hints of endpoints that are not ready do not count",
+        [endpoint(1, hint="zone-b"), endpoint(2, "notReady", hint="zone-a")],
+        [P1],
+        [P1],
+    ),
+    Chosen(
+        "sorted as text, ten before two",
+        [endpoint(1), endpoint(1, i=10)],
+        ["10.244.1.10:8080", P1],
+        ["10.244.1.10:8080", P1],
+    ),
+    Chosen("a later terminating entry does not replace", [endpoint(1), endpoint(1, "ST")], [P1], [P1]),
+    Chosen("a later entry replaces a terminating one", [endpoint(1, "ST"), endpoint(1, "notReady")], [], [], False),
+]
+
+
+@pytest.mark.parametrize("case", SELECTIONS, ids=lambda case: case.name)
+def test_a_node_may_use_these_endpoints(case: Chosen) -> None:
+    view = cluster(case.endpoints)
+    service = view.services[0]
+    selection = select(backends(view, service, service.spec.ports[0], 4), NODES[0])
+    assert [backend.text for backend in selection.cluster] == case.cluster
+    assert [backend.text for backend in selection.local] == case.local
+    assert selection.has_any is case.has_any
+
+
+def test_slices_of_another_service_family_port_or_protocol_do_not_count() -> None:
+    view = cluster([endpoint(1)])
+    part, service = view.slices[0], view.services[0]
+    port = service.spec.ports[0]
+    assert backends(view, service, port, 4)
+    assert not backends(view, service, port, 6)
+    renamed = typed({"metadata": {"name": "other", "namespace": "default"}}, Service)
+    assert not backends(view, renamed, port, 4)
+    for slice_port in (
+        {"name": "http", "port": 8080, "protocol": "UDP"},
+        {"name": "x", "port": 8080},
+        {"port": 8080},
+        {"name": "http"},
+    ):
+        changed = typed(
+            {
+                "metadata": {"namespace": "default", "labels": part.metadata.labels},
+                "endpoints": [endpoint(1)],
+                "ports": [slice_port],
+            },
+            EndpointSlice,
+        )
+        assert not backends(replace(view, slices=(changed,)), service, port, 4), slice_port
+
+
+# -- decisions ----------------------------------------------------------------------------------------------------
+
+ETP_LOCAL = {"externalTrafficPolicy": "Local"}
+ITP_LOCAL = {"internalTrafficPolicy": "Local"}
+TWO = [endpoint(1), endpoint(2)]
+REFUSED, DROPPED, NO_ROUTE = (Promise(verdict) for verdict in (Verdict.REFUSED, Verdict.DROPPED, Verdict.NO_ROUTE))
+
+
+def answered(*answers: tuple[str, str, int], lost: tuple[str, ...] = ()) -> Promise:
+    return Promise(Verdict.ANSWERED, tuple(Answer(*answer) for answer in answers), lost)
+
+
+@dataclass(frozen=True)
+class Decision:
+    name: str
+    spec: dict[str, Any]
+    endpoints: list[dict[str, Any]]
+    client: str
+    frontend: str
+    promised: Promise
+
+
+DECISIONS = [
+    # the bare address
+    Decision("bare pod, from itself", {}, TWO, "pod/pod1-2", "pod:1", answered((P1, KEPT, 0))),
+    Decision("bare pod, same node", {}, TWO, "pod/pod1-3", "pod:1", answered((P1, KEPT, 1))),
+    Decision("bare pod, other node", {}, TWO, "pod/pod2-2", "pod:1", answered((P1, KEPT, 2))),
+    Decision("bare pod, its node", {}, TWO, "node/node1", "pod:1", answered((P1, KEPT, 0))),
+    Decision("bare pod, another node", {}, TWO, "node/node2", "pod:1", answered((P1, KEPT, 1))),
+    Decision("bare pod, from outside", {}, TWO, "client", "pod:1", NO_ROUTE),
+    # cluster IP
+    Decision("hairpin", {}, [endpoint(1)], "pod/pod1-2", "cluster", answered((P1, "10.244.1.1", 1))),
+    Decision("cluster IP, pods", {}, TWO, "pod/pod1-3", "cluster", answered((P1, KEPT, 1), (P2, KEPT, 2))),
+    Decision("cluster IP, node with", {}, TWO, "node/node1", "cluster", answered((P1, "10.244.1.1", 0), (P2, KEPT, 1))),
+    Decision("cluster IP, node without", {}, TWO, "node/node3", "cluster", answered((P1, KEPT, 1), (P2, KEPT, 1))),
+    Decision("cluster IP, outside", {}, TWO, "client", "cluster", NO_ROUTE),
+    Decision("cluster IP, none", {}, [], "pod/pod1-3", "cluster", REFUSED),
+    Decision("cluster IP, none, node", {}, [], "node/node1", "cluster", REFUSED),
+    Decision("internal Local, with", ITP_LOCAL, TWO, "pod/pod1-3", "cluster", answered((P1, KEPT, 1))),
+    Decision("internal Local, without", ITP_LOCAL, TWO, "pod/pod3-2", "cluster", DROPPED),
+    Decision("internal Local, without, node", ITP_LOCAL, TWO, "node/node3", "cluster", DROPPED),
+    Decision("internal Local, none", ITP_LOCAL, [], "pod/pod3-2", "cluster", REFUSED),
+    Decision("internal Local leaves node ports alone", ITP_LOCAL, [endpoint(2)], "client", "nodeport:1",
+             answered((P2, "192.168.1.2", 3))),
+    # node port, Cluster
+    Decision("node port, outside", {}, TWO, "client", "nodeport:1",
+             answered((P1, "10.244.1.1", 2), (P2, "192.168.1.2", 3))),
+    Decision("node port, node without", {}, TWO, "client", "nodeport:3",
+             answered((P1, "192.168.1.4", 3), (P2, "192.168.1.4", 3))),
+    Decision("node port, own node of a pod", {}, [endpoint(1)], "pod/pod1-3", "nodeport:1",
+             answered((P1, "10.244.1.1", 1))),
+    Decision("node port, other node, there and back", {}, [endpoint(1)], "pod/pod1-3", "nodeport:2",
+             answered((P1, "192.168.1.3", 3))),
+    Decision("node port, the node's own", {}, TWO, "node/node1", "nodeport:1",
+             answered((P1, "10.244.1.1", 0), (P2, KEPT, 1))),
+    Decision("node port, node to node", {}, TWO, "node/node1", "nodeport:2",
+             answered((P1, "192.168.1.3", 2), (P2, "10.244.2.1", 1))),
+    Decision("node port, none", {}, [], "client", "nodeport:1", REFUSED),
+    Decision("node port, none, its own node", {}, [], "node/node1", "nodeport:1", REFUSED),
+    # node port, Local
+    Decision("Local, outside, with", ETP_LOCAL, TWO, "client", "nodeport:1", answered((P1, KEPT, 2))),
+    Decision("Local, outside, without", ETP_LOCAL, TWO, "client", "nodeport:3", DROPPED),
+    Decision("Local, outside, none", ETP_LOCAL, [], "client", "nodeport:3", REFUSED),
+    Decision("Local, terminating fallback", ETP_LOCAL, [endpoint(1, "ST"), endpoint(2)], "client", "nodeport:1",
+             answered((P1, KEPT, 2))),
+    Decision("Local, a pod at its own node", ETP_LOCAL, TWO, "pod/pod3-2", "nodeport:3",
+             answered((P1, KEPT, 2), (P2, KEPT, 2))),
+    Decision("Local, a pod at another node: third nodes answer past it", ETP_LOCAL, TWO, "pod/pod3-2", "nodeport:1",
+             answered((P1, KEPT, 2), lost=(P2,))),
+    Decision("Local, a pod at a node without: all answers go past it", ETP_LOCAL, TWO, "pod/pod1-3", "nodeport:3",
+             Promise(Verdict.DROPPED, lost=(P1, P2))),
+    Decision("Local, the pod itself by another node", ETP_LOCAL, TWO, "pod/pod1-2", "nodeport:2",
+             answered((P1, "192.168.1.3", 3), (P2, KEPT, 2))),
+    Decision("Local, the node itself", ETP_LOCAL, TWO, "node/node3", "nodeport:3",
+             answered((P1, KEPT, 1), (P2, KEPT, 1))),
+    Decision("Local, node to node is external", ETP_LOCAL, TWO, "node/node3", "nodeport:1", answered((P1, KEPT, 1))),
+    Decision("Local, node to node without", ETP_LOCAL, TWO, "node/node1", "nodeport:3", DROPPED),
+    # external and load balancer addresses: nobody outside has a route to them
+    Decision("external IP, outside", {}, TWO, "client", "external", NO_ROUTE),
+    Decision("external IP, pod", {}, [endpoint(2)], "pod/pod1-3", "external", answered((P2, "192.168.1.2", 2))),
+    Decision("external IP, none, pod", {}, [], "pod/pod1-3", "external", REFUSED),
+    Decision("external IP, none, node: OUTPUT has no such rule", {}, [], "node/node1", "external", NO_ROUTE),
+    Decision("load balancer, Local, pod", ETP_LOCAL, [endpoint(2)], "pod/pod1-3", "lb", answered((P2, KEPT, 2))),
+    Decision("load balancer, Local, node", ETP_LOCAL, [endpoint(2)], "node/node1", "lb", answered((P2, KEPT, 1))),
+    Decision("source range, inside", {"loadBalancerSourceRanges": ["10.244.1.0/24"]}, [endpoint(2)], "pod/pod1-3", "lb",
+             answered((P2, "192.168.1.2", 2))),
+    Decision("source range, not inside", {"loadBalancerSourceRanges": ["10.244.1.0/24"]}, [endpoint(2)], "pod/pod2-2",
+             "lb", DROPPED),
+    Decision("source ranges are for load balancers only", {"loadBalancerSourceRanges": ["10.244.1.0/24"]},
+             [endpoint(2)], "pod/pod2-3", "external", answered((P2, "10.244.2.1", 1))),
+    Decision("source ranges of the other family only", {"loadBalancerSourceRanges": ["fd00::/8"]}, [endpoint(2)],
+             "pod/pod2-3", "lb", answered((P2, "10.244.2.1", 1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DECISIONS, ids=lambda case: case.name)
+def test_a_packet_is_promised(case: Decision) -> None:
+    view = cluster(case.endpoints, **case.spec)
+    assert promise(view, place(case.client), frontend(view, case.frontend)) == case.promised
+
+
+# -- what the lab and the proxy's configuration change -------------------------------------------------------------
+
+
+def test_outside_routes_lead_to_the_node_that_they_name() -> None:
+    view = cluster(TWO, **ETP_LOCAL)
+    routed = replace(view, external_routes=(ExternalRoute("198.51.100.0/24", "node2"),))
+    client = replace(place("client"), routes=(*OUTSIDE.routes, "198.51.100.0/24"))
+    assert promise(routed, client, frontend(routed, "lb")) == answered((P2, KEPT, 2))
+    elsewhere = replace(
+        view,
+        external_routes=(ExternalRoute("198.51.100.0/24", "node2"), ExternalRoute("198.51.100.9/32", "node3")),
+    )
+    assert promise(elsewhere, client, frontend(elsewhere, "lb")) == DROPPED
+    assert promise(elsewhere, client, frontend(elsewhere, "external")) == answered((P2, KEPT, 2))
+
+
+def test_a_node_without_endpoints_is_refused_where_the_outside_routes_the_address() -> None:
+    view = replace(cluster([]), external_routes=(ExternalRoute("198.51.100.0/24", "node2"),))
+    assert promise(view, place("node/node1"), frontend(view, "external")) == REFUSED
+
+
+def test_vxlan_masquerades_with_the_tunnels_address() -> None:
+    view = replace(cluster(TWO), pod_network="vxlan")
+    assert promise(view, place("client"), frontend(view, "nodeport:1")) == answered(
+        (P1, "10.244.1.1", 2), (P2, "10.244.1.0", 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "client", "source"),
+    [
+        ("NodeCIDR", "pod/pod1-3", KEPT),
+        ("InterfaceNamePrefix", "pod/pod1-3", KEPT),
+        ("NodeCIDR", "node/node1", "10.244.1.1"),
+        ("InterfaceNamePrefix", "node/node1", "10.244.1.1"),
+    ],
+)
+def test_each_detector_knows_its_own_pods(mode: str, client: str, source: str) -> None:
+    view = replace(cluster([endpoint(1)]), detect_local_mode=mode)
+    (answer,) = promise(view, place(client), frontend(view, "cluster")).answers
+    assert answer.source == source
+
+
+def test_detectors_of_the_node_take_other_nodes_pods_for_outsiders() -> None:
+    view = replace(cluster(TWO, **ETP_LOCAL), detect_local_mode="NodeCIDR")
+    assert promise(view, place("pod/pod3-2"), frontend(view, "nodeport:1")) == answered((P1, KEPT, 2))
+    assert promise(view, place("pod/pod1-3"), frontend(view, "nodeport:3")) == DROPPED
+
+
+def test_without_a_detector_nothing_internal_is_masqueraded_but_hairpins() -> None:
+    view = replace(cluster([endpoint(1)]), cluster_cidrs=())
+    assert promise(view, place("node/node1"), frontend(view, "cluster")) == answered((P1, KEPT, 0))
+    assert promise(view, place("pod/pod1-2"), frontend(view, "cluster")) == answered((P1, "10.244.1.1", 1))
+    everything = replace(view, masquerade_all=True)
+    assert promise(everything, place("pod/pod1-3"), frontend(view, "cluster")) == answered((P1, "10.244.1.1", 1))
+
+
+def test_without_a_detector_pods_are_outsiders_to_a_local_policy() -> None:
+    view = replace(cluster(TWO, **ETP_LOCAL), cluster_cidrs=())
+    assert promise(view, place("pod/pod3-2"), frontend(view, "nodeport:3")) == DROPPED
+
+
+def test_affinity_keeps_the_set_and_says_so() -> None:
+    view = cluster(TWO, sessionAffinity="ClientIP")
+    found = promise(view, place("pod/pod1-3"), frontend(view, "cluster"))
+    assert found.is_sticky
+    assert {answer.endpoint for answer in found.answers} == {P1, P2}
+
+
+def test_a_host_network_endpoint_is_its_node() -> None:
+    host = {"addresses": ["192.168.1.2"], "nodeName": "node1", "conditions": {"ready": True}}
+    view = replace(cluster([host]), pods=(*PODS, PodView("default", "host", "node1", ("192.168.1.2",), True)))
+    at = "192.168.1.2:8080"
+    assert promise(view, place("pod/pod1-3"), frontend(view, "cluster")) == answered((at, KEPT, 0))
+    assert promise(view, place("pod/pod2-3"), frontend(view, "cluster")) == answered((at, KEPT, 1))
+    assert promise(view, place("client"), frontend(view, "nodeport:2")) == answered((at, "192.168.1.3", 2))
+    assert promise(view, place("client"), frontend(view, "nodeport:1")) == answered((at, KEPT, 1))
+
+
+def test_an_endpoint_that_is_nobodys_address_cannot_answer() -> None:
+    nobody = {"addresses": ["10.99.0.1"], "nodeName": "node1", "conditions": {"ready": True}}
+    view = cluster([nobody])
+    assert promise(view, place("pod/pod1-3"), frontend(view, "cluster")) == NO_ROUTE
+
+
+def test_a_place_without_the_family_is_an_error() -> None:
+    view = cluster(TWO)
+    with pytest.raises(ValueError, match="has no address"):
+        promise(view, replace(place("client"), addresses=()), frontend(view, "cluster"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels", "proxied"),
+    [
+        ({"clusterIP": "10.96.0.1"}, {}, True),
+        ({"clusterIP": "None"}, {}, False),
+        ({"clusterIP": ""}, {}, False),
+        ({"type": "ExternalName", "externalName": "a.example"}, {}, False),
+        ({"clusterIP": "10.96.0.1"}, {"service.kubernetes.io/service-proxy-name": "other"}, False),
+    ],
+)
+def test_only_services_for_kube_proxy_are_promised(spec: dict[str, Any], labels: dict[str, str], proxied: bool) -> None:
+    service = typed({"metadata": {"name": "x", "labels": labels}, "spec": spec}, Service)
+    assert is_proxied(service) is proxied

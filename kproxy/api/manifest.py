@@ -1,8 +1,8 @@
 """Manifest text to objects, each knowing the file and the line of every field.
 
 Law: any bytes give documents or findings and never an exception; what is too large, too deep or blown up by aliases is
-refused before it costs much. YAML is read as kubectl reads it (YAML 1.1 scalars without dates and base-60 numbers); JSON
-goes a fast road of its own and finds its lines only when somebody asks.
+refused before it costs much. YAML is read as kubectl reads it (YAML 1.1 scalars without dates and base-60 numbers);
+JSON goes a fast road of its own and finds its lines only when somebody asks.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _lines_by_item(lines: Mapping[str, int]) -> Callable[[int], Mapping[str, int
     def of_item(index: int) -> Mapping[str, int]:
         if not split:
             for path, line in lines.items():
-                if match := re.match(r"items\[(\d+)\]\.?", path):
+                if match := re.match(r"items\[(\d+)\]\.", path):
                     split.setdefault(int(match[1]), {})[path[match.end() :]] = line
         return split.get(index, {})
 

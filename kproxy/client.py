@@ -288,7 +288,7 @@ class Client:
         return answer
 
     def close(self) -> None:
-        """Ends every watch and ``follow`` of this client, whatever thread they are in; closes this thread's connection."""
+        """Ends every watch and ``follow`` of this client, in whatever thread; closes this thread's connection."""
         self._closed.set()
         for watched in tuple(self._watches):
             _hang_up(watched)
@@ -298,7 +298,7 @@ class Client:
 
     # ----- streams
 
-    def watch(
+    def watch(  # noqa: PLR0913 - Kubernetes' own options, all by name
         self,
         kind: Kind,
         *,
@@ -344,7 +344,7 @@ class Client:
             self._watches.discard(watched)
             connection.close()
 
-    def follow(
+    def follow(  # noqa: PLR0913 - Kubernetes' own options, all by name
         self,
         kind: Kind,
         *,
@@ -573,7 +573,8 @@ def _object(body: bytes) -> Object:
 
 
 def _namespace(obj: Object) -> str | None:
-    return obj.get("metadata", {}).get("namespace")
+    namespace: str | None = obj.get("metadata", {}).get("namespace")
+    return namespace
 
 
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:

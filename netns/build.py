@@ -1,0 +1,283 @@
+"""Makes a topology real, and takes down what the record says was made.
+
+Law of building: each thing is recorded before it is made, and what is there already stays, so building again after a crash completes
+what is missing. Links, addresses and routes need no record: they are in namespaces of ours and go with them.
+Law of taking down: only what is recorded, newest first, and a name in /run/netns only if it is ours; each thing is struck off
+when it is gone, so a killed `tear_down` is simply called again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from netns import address, journal as record, libc, link, neighbour, process, route, sysctl
+from netns.errors import NetnsError
+from netns.journal import Entry, Journal
+from netns.namespace import (
+    Namespace,
+    check_name_is_free,
+    cookie,
+    create,
+    enter,
+    exists,
+    in_own_thread,
+    named,
+    remove as remove_namespace,
+)
+from netns.netlink import Batch
+from netns.process import Process
+from netns.topology import Topology, VethSpec, problems
+
+# Seconds that a process gets to end by itself when everything is taken down.
+GRACE = 2.0
+
+
+def build(topology: Topology, journal: Journal, private_dir: Path) -> None:
+    """Makes everything in `topology` that is not there yet.
+
+    Returns when every link is up and every address and route is in place. May be called from anywhere, inside asyncio too (it blocks).
+
+    Args:
+        topology: a network, or a part to add to one that was built before with the same `private_dir`.
+        journal: where each thing is recorded before it is made.
+        private_dir: folder of the mounts that keep the namespaces; the caller's own.
+
+    Raises:
+        NetnsError: the topology is impossible, or a namespace's name is taken by somebody else (nothing was made then); or the kernel
+            refused something (what was made until then is on record).
+    """
+    if found := problems(topology):
+        raise NetnsError("the topology cannot be built: " + "; ".join(found))
+    for spec in topology.namespaces:
+        check_name_is_free(named(spec.name, private_dir))
+    in_own_thread(_build, topology, journal, private_dir)
+
+
+def remove(part: Topology, journal: Journal, private_dir: Path, grace: float = GRACE) -> None:
+    """Takes down what `part` defines: processes in its namespaces, its links, its namespaces; twice is fine.
+
+    Links are removed before this returns, so a part with the same interface names can be built at once. Addresses, routes and entries on
+    interfaces that are not of this part stay.
+
+    Raises:
+        NetnsError: the processes inside do not end, or the kernel refused something.
+    """
+    namespaces = [named(spec.name, private_dir) for spec in part.namespaces]
+    if present := [namespace for namespace in namespaces if exists(namespace)]:
+        process.kill_all_in_each(present, grace)
+    in_own_thread(_delete_links, part, journal, private_dir)
+    for namespace in namespaces:
+        remove_namespace(namespace)
+        journal.step(f"remove namespace {namespace.name}")
+        journal.gone(record.NAMESPACE, str(namespace.path))
+
+
+def tear_down(journal: Journal, grace: float = GRACE) -> None:
+    """Takes down everything on record and deletes the record; also after `kill -9`, and twice is fine.
+
+    Recorded processes go first, so that none of them makes anything new, then whatever runs inside the recorded namespaces, then the
+    rest, newest first.
+
+    Raises:
+        NetnsError: something could not be removed; everything else was, and the record still names what is left.
+    """
+    _kill_recorded(journal, grace)
+    namespaces = [_namespace(entry) for entry in journal.entries() if entry.kind == record.NAMESPACE]
+    if present := [namespace for namespace in namespaces if exists(namespace)]:
+        process.kill_all_in_each(present, grace)
+    failures = []
+    for entry in reversed(journal.entries()):
+        try:
+            _REMOVERS[entry.kind](entry)
+        except (OSError, NetnsError) as error:
+            failures.append(f"{entry.kind} {entry.key}: {error}")
+            continue
+        journal.step(f"remove {entry.kind} {entry.key}")
+        journal.gone(entry.kind, entry.key)
+    if failures:
+        raise NetnsError("not everything could be taken down", left="left: " + "; ".join(failures))
+    journal.delete()
+
+
+def _build(topology: Topology, journal: Journal, private_dir: Path) -> None:
+    """Body of `build`, in a thread of its own that goes from namespace to namespace."""
+    for spec in topology.namespaces:
+        namespace = named(spec.name, private_dir)
+        journal.namespace(namespace)
+        create(spec.name, private_dir, journal.step)
+        enter(namespace)
+        journal.namespace(namespace, cookie=cookie())
+        sysctl.write(sysctl.SYSCTLS[spec.role])
+        journal.step(f"sysctls of {spec.name}")
+    with Batch() as batch:
+        builder = _Builder(topology, journal, private_dir, batch)
+        for stage in (builder.make_links, builder.raise_links, builder.add_addresses, builder.add_routes):
+            for name in topology.namespace_names():
+                builder.visit(name, stage)
+
+
+class _Builder:
+    """Goes through the namespaces of a topology once per stage, and leaves one batch of requests in each."""
+
+    def __init__(self, topology: Topology, journal: Journal, private_dir: Path, batch: Batch) -> None:
+        self._topology = topology
+        self._journal = journal
+        self._private_dir = private_dir
+        self._batch = batch
+
+    def visit(self, name: str, stage: Callable[[str], str]) -> None:
+        enter(named(name, self._private_dir))
+        with contextlib.ExitStack() as self._opened:
+            what = stage(name)
+            if len(self._batch):
+                self._batch.send()
+                self._journal.step(f"{what} of {name}")
+
+    def make_links(self, name: str) -> str:
+        for veth in self._topology.veths:
+            if veth.a.namespace == name:
+                self._make_veth(veth)
+        for bridge in self._topology.bridges:
+            if bridge.namespace == name and not link.index_of(bridge.ifname):
+                link.add_bridge(self._batch, bridge)
+        return "links"
+
+    def raise_links(self, name: str) -> str:
+        bridge_of = {
+            port: bridge.ifname
+            for bridge in self._topology.bridges
+            if bridge.namespace == name
+            for port in bridge.ports
+        }
+        if any(spec.name == name for spec in self._topology.namespaces):
+            link.raise_up(self._batch, "lo", name)
+        for vxlan in self._topology.vxlans:
+            if vxlan.namespace == name and not link.index_of(vxlan.ifname):
+                link.add_vxlan(self._batch, vxlan)
+        tunnels = {(vxlan.namespace, vxlan.ifname) for vxlan in self._topology.vxlans}
+        for end in self._topology.link_ends():
+            if end.namespace == name and end[:2] not in tunnels:
+                bridge = bridge_of.get(end.ifname, "")
+                link.raise_up(self._batch, end.ifname, name, alias=self._topology.alias, bridge=bridge)
+        return "links up"
+
+    def add_addresses(self, name: str) -> str:
+        for vxlan in self._topology.vxlans:
+            if vxlan.namespace == name:
+                link.raise_up(self._batch, vxlan.ifname, name, alias=self._topology.alias)
+        for spec in self._topology.addresses:
+            if spec.namespace == name:
+                address.add_address(self._batch, spec)
+        for entry in self._topology.neighbours:
+            if entry.namespace == name:
+                neighbour.add_neighbour(self._batch, entry)
+        for forwarding in self._topology.forwarding:
+            if forwarding.namespace == name:
+                neighbour.add_forwarding(self._batch, forwarding)
+        return "addresses"
+
+    def add_routes(self, name: str) -> str:
+        for spec in self._topology.routes:
+            if spec.namespace == name:
+                route.add_route(self._batch, spec)
+        return "routes"
+
+    def _make_veth(self, veth: VethSpec) -> None:
+        """Makes the cable unless both ends are there; one end alone hangs from a namespace that is being taken down."""
+        other = named(veth.b.namespace, self._private_dir)
+        here = named(veth.a.namespace, self._private_dir)
+        enter(other)
+        has_other_end = link.index_of(veth.b.ifname)
+        enter(here)
+        if link.index_of(veth.a.ifname):
+            if has_other_end:
+                return
+            link.delete(self._batch, veth.a.ifname, veth.a.namespace)
+        fd = os.open(other.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._opened.callback(os.close, fd)
+        link.add_veth(self._batch, veth, fd)
+
+
+def _delete_links(part: Topology, journal: Journal, private_dir: Path) -> None:
+    own = {spec.name for spec in part.namespaces}
+    ends: dict[str, list[str]] = {}
+    for end in part.link_ends():
+        ends.setdefault(end.namespace, []).append(end.ifname)
+    with Batch() as batch:
+        # From the side that stays: the side that goes would do it later, when the kernel finds the time.
+        for name in sorted(ends, key=lambda name: name in own):
+            namespace = named(name, private_dir)
+            if not exists(namespace):
+                continue
+            enter(namespace)
+            for ifname in ends[name]:
+                link.delete(batch, ifname, name)
+            if len(batch):
+                batch.send()
+                journal.step(f"remove links of {name}")
+
+
+def _kill_recorded(journal: Journal, grace: float) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    while True:
+        entries = [entry for entry in journal.entries() if entry.kind == record.PROCESS]
+        alive = [
+            one
+            for entry in entries
+            if entry.details.get("boot") == boot
+            and process.is_alive(one := Process(entry.details["pid"], entry.details["start"]))
+            and one.pid != os.getpid()
+        ]
+        if not alive:
+            return
+        process.kill_all(alive, grace)
+
+
+def _namespace(entry: Entry) -> Namespace:
+    path = Path(entry.key)
+    return Namespace(str(entry.details.get("name", path.name)), path)
+
+
+def _remove_namespace(entry: Entry) -> None:
+    remove_namespace(_namespace(entry))
+
+
+def _remove_process(entry: Entry) -> None:
+    """It was ended before anything else was touched."""
+
+
+def _remove_mount(entry: Entry) -> None:
+    while os.path.ismount(entry.key):
+        libc.unmount(entry.key)
+
+
+def _remove_file(entry: Entry) -> None:
+    Path(entry.key).unlink(missing_ok=True)
+
+
+def _remove_directory(entry: Entry) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        Path(entry.key).rmdir()
+
+
+def _remove_tree(entry: Entry) -> None:
+    path = Path(entry.key)
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    shutil.rmtree(path)
+
+
+_REMOVERS: dict[str, Callable[[Entry], None]] = {
+    record.NAMESPACE: _remove_namespace,
+    record.PROCESS: _remove_process,
+    record.MOUNT: _remove_mount,
+    record.FILE: _remove_file,
+    record.DIRECTORY: _remove_directory,
+    record.TREE: _remove_tree,
+}

@@ -140,11 +140,11 @@ def _rows(kind: Kind, objects: Sequence[Object], request: Request, *, several: b
         wide=request.output == "wide",
         with_namespace=request.namespace is None,
         with_labels=request.show_labels,
-        prefix=f"{_resource(kind)}/" if several else "",
+        prefix=f"{resource(kind)}/" if several else "",
     )
 
 
-def _resource(kind: Kind) -> str:
+def resource(kind: Kind) -> str:
     """``pod``, ``deployment.apps``: how kubectl names a kind before a slash."""
     return f"{kind.name.lower()}.{kind.group}" if kind.group else kind.name.lower()
 
@@ -153,7 +153,7 @@ def _print_objects(client: Client, targets: Sequence[Target], request: Request) 
     found = [(target.kind, obj) for target in targets for obj in fetch(client, target, request)[0]]
     if request.output == "name":
         for kind, obj in found:
-            click.echo(f"{_resource(kind)}/{obj['metadata']['name']}")
+            click.echo(f"{resource(kind)}/{obj['metadata']['name']}")
         return
     objects = [_complete(kind, obj) for kind, obj in found]
     if len(targets) == 1 and targets[0].name:
@@ -210,7 +210,7 @@ def _print_change(kind: Kind, obj: Object, request: Request, widths: list[int]) 
         case "json":
             click.echo(json.dumps(_complete(kind, obj), ensure_ascii=False))
         case "name":
-            click.echo(f"{_resource(kind)}/{obj['metadata']['name']}")
+            click.echo(f"{resource(kind)}/{obj['metadata']['name']}")
         case _:
             rows = _rows(kind, [obj], request)
             rows = rows if not widths and not request.no_headers else rows[1:]

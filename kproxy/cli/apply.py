@@ -1,0 +1,282 @@
+"""``kproxy apply``, ``delete`` and ``diff``: manifests in, all or nothing, and word from the nodes that it is done."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from kproxy.api import manifest
+from kproxy.api.kinds import BY_API, KINDS, NAMESPACE, Kind
+from kproxy.api.manifest import Document
+from kproxy.api.types import Object
+from kproxy.cli import waiting
+from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
+from kproxy.cli.documents import Manifests, pass_over_cluster_files, put_in_namespace, read_paths
+from kproxy.cli.get import Target, parse_targets, render, resource
+from kproxy.cli.waiting import Deadline
+from kproxy.client import Applied, ApplyResult, Client
+from kproxy.cluster.layout import Layout
+from kproxy.errors import Finding, Invalid, InvalidInput, NotFound, UserError
+
+WAIT = 30
+"""Seconds that apply and delete wait for the nodes unless told otherwise."""
+
+_files = click.option(
+    "-f", "--filename", "files", metavar="PATH", multiple=True, help="A manifest, a folder of them, or - for stdin."
+)
+_wait = click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=WAIT,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait until every node holds the change; 0 does not wait.",
+)
+
+
+@click.command
+@_files
+@click.argument("more", metavar="[PATH]...", nargs=-1, type=click.Path())
+@click.option("--dry-run", is_flag=True, help="Say what would come of it, and change nothing.")
+@_wait
+@namespace_option
+@lab_option
+def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **options: Any) -> None:
+    """Create or change objects as the manifests say: all of them, or none.
+
+    Returns when the applied workloads are ready and every node's proxy has programmed the change.
+    """
+    layout = the_lab(lab)
+    client = connect(layout)
+    began = time.monotonic()
+    documents = _checked([*files, *more], options["namespace"], layout, client)
+    result = _send(client, documents, dry_run=options["dry_run"])
+    _tell(result, documents, suffix=" (dry run)" if options["dry_run"] else "")
+    if options["dry_run"] or not options["wait"]:
+        return
+    objects = [applied.object for applied in result.results]
+    deadline = Deadline(options["wait"])
+    waiting.wait_for_workloads(client, objects, deadline)
+    _wait_for_nodes(client, (applied.namespace for applied in result.results), deadline, began)
+
+
+@click.command
+@_files
+@click.argument("words", metavar="[KIND NAME... | KIND/NAME... | PATH...]", nargs=-1)
+@click.option("--ignore-not-found", is_flag=True, help="What does not exist counts as deleted.")
+@click.option("--grace-period", type=int, default=None, metavar="SECONDS", help="How long a pod's processes may take.")
+@_wait
+@namespace_option
+@lab_option
+def delete(files: tuple[str, ...], words: tuple[str, ...], lab: str | None, **options: Any) -> None:
+    """Delete the objects that manifests name (-f), or those named on the command line."""
+    layout = the_lab(lab)
+    client = connect(layout)
+    began = time.monotonic()
+    if files:
+        documents = _checked([*files, *words], options["namespace"], layout, client, delete=True)
+        deleted = _delete_documents(client, documents, ignore_not_found=options["ignore_not_found"])
+    else:
+        deleted = _delete_named(client, parse_targets(words), options)
+    if options["wait"]:
+        deadline = Deadline(options["wait"])
+        leaving = list(deleted)
+        deadline.until(lambda: _still_there(client, leaving))
+        _wait_for_nodes(client, (namespace for _, _, namespace, _ in deleted), deadline, began)
+
+
+@click.command
+@_files
+@click.argument("more", metavar="[PATH]...", nargs=-1, type=click.Path())
+@namespace_option
+@lab_option
+def diff(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, namespace: str) -> None:
+    """Show what apply would change; exit status 1 when it would change anything."""
+    layout = the_lab(lab)
+    client = connect(layout)
+    documents = _checked([*files, *more], namespace, layout, client)
+    result = _send(client, documents, dry_run=True)
+    texts = [text for applied in result.results if (text := _difference(client, applied))]
+    click.echo("".join(texts), nl=False)
+    click.get_current_context().exit(1 if texts else 0)
+
+
+# ----- reading and sending
+
+
+def _checked(
+    paths: Sequence[str], namespace: str, layout: Layout, client: Client, *, delete: bool = False
+) -> list[Document]:
+    """The documents of all paths, free of what can be found wrong before the server sees them.
+
+    Raises:
+        InvalidInput: with the reader's findings and, so that one run shows them all, the server's on the rest.
+    """
+    if not paths:
+        raise UserError("name a manifest: -f FILE, -f FOLDER, or -f - for standard input")
+    manifests = pass_over_cluster_files(read_paths(paths), layout)
+    source = click.get_current_context().get_parameter_source("namespace")
+    put_in_namespace(manifests, namespace, is_explicit=source is not ParameterSource.DEFAULT)
+    manifests = _without_duplicates(manifests)
+    if manifests.findings:
+        if manifests.documents and not delete:
+            try:
+                _send(client, manifests.documents, dry_run=True)
+            except InvalidInput as error:
+                manifests.findings += error.findings
+        raise InvalidInput(manifests.findings)
+    if not manifests.documents:
+        raise UserError(f"nothing to apply in {', '.join(paths)}")
+    return manifests.documents
+
+
+def _without_duplicates(manifests: Manifests) -> Manifests:
+    repeated = manifest.duplicates(manifests.documents)
+    for index, error in repeated:
+        manifests.findings += manifests.documents[index].findings([error])
+    dropped = {index for index, _ in repeated}
+    documents = [document for index, document in enumerate(manifests.documents) if index not in dropped]
+    return Manifests(documents, manifests.findings)
+
+
+def _send(client: Client, documents: Sequence[Document], *, dry_run: bool = False, delete: bool = False) -> ApplyResult:
+    """What the server made of the documents.
+
+    Raises:
+        InvalidInput: it refused; its causes are told by file and line.
+    """
+    try:
+        return client.apply([{"object": document.obj} for document in documents], dry_run=dry_run, delete=delete)
+    except Invalid as error:
+        findings = findings_of(error, documents)
+        if not findings:
+            raise
+        raise InvalidInput(findings) from error
+
+
+def findings_of(error: Invalid, documents: Sequence[Document]) -> list[Finding]:
+    """The causes of a refused apply, each where its field is written; empty when the server named none."""
+    causes = (error.status.get("details") or {}).get("causes") or ()
+    return [
+        manifest.finding(document.origin, document.obj, str(cause.get("field", "")), str(cause["message"]))
+        for cause in causes
+        if isinstance(cause.get("index"), int)
+        for document in documents[cause["index"] : cause["index"] + 1]
+    ]
+
+
+# ----- telling
+
+
+def _tell(result: ApplyResult, documents: Sequence[Document], suffix: str = "") -> None:
+    for warning in result.warnings:
+        document = documents[warning.index]
+        place = f"{document.origin.file}:{document.origin.line}: {manifest.subject(document.obj)}"
+        click.echo(f"Warning: {place}: {warning.message}", err=True)
+    for applied in result.results:
+        click.echo(f"{_resource_name(applied, documents[applied.index])}/{applied.name} {applied.outcome}{suffix}")
+
+
+def _resource_name(applied: Applied, document: Document) -> str:
+    kind = BY_API.get((str(document.obj.get("apiVersion")), applied.kind))
+    return resource(kind) if kind else applied.kind.lower()
+
+
+def _difference(client: Client, applied: Applied) -> str:
+    """A unified diff of the stored object and what it would become; empty when nothing would change."""
+    kind = next(kind for kind in KINDS if kind.name == applied.kind)
+    if applied.outcome == "unchanged":
+        return ""
+    try:
+        before = _told(client.get(kind, applied.name, applied.namespace or None))
+    except NotFound:
+        before = []
+    name = f"{resource(kind)}/{applied.name}"
+    lines = difflib.unified_diff(before, _told(applied.object), f"{name} (now)", f"{name} (applied)")
+    return "".join(lines)
+
+
+def _told(obj: Object) -> list[str]:
+    """An object's YAML without what the server counts up by itself."""
+    counted = ("resourceVersion", "generation", "uid", "creationTimestamp")
+    metadata = {key: value for key, value in obj["metadata"].items() if key not in counted}
+    return [f"{line}\n" for line in render({**obj, "metadata": metadata}, "yaml").splitlines()]
+
+
+# ----- deleting
+
+Gone = tuple[Kind, str, str, str]
+"""An object that is on its way out: kind, name, namespace (empty for none), uid."""
+
+
+def _delete_documents(client: Client, documents: Sequence[Document], *, ignore_not_found: bool) -> list[Gone]:
+    present = []
+    for document in documents:
+        kind = BY_API.get((str(document.obj.get("apiVersion")), str(document.obj.get("kind"))))
+        if kind is None or manifest.identity(document.obj) is None:
+            reason = "no kind and name of an object to delete"
+            raise InvalidInput([manifest.finding(document.origin, document.obj, "", reason)])
+        metadata = document.obj["metadata"]
+        try:
+            stored = client.get(kind, metadata["name"], metadata.get("namespace") if kind.namespaced else None)
+        except NotFound:
+            if not ignore_not_found:
+                raise
+            continue
+        present.append((document, _gone(kind, stored)))
+    _send(client, [document for document, _ in present], delete=True)
+    for _, (kind, name, _, _) in present:
+        click.echo(f'{resource(kind)} "{name}" deleted')
+    return [gone for _, gone in present]
+
+
+def _delete_named(client: Client, targets: Iterable[Target], options: dict[str, Any]) -> list[Gone]:
+    found: list[Gone] = []
+    for target in targets:
+        if not target.name:
+            raise UserError(f"resource(s) were provided, but no name was specified: {target.kind.plural}")
+        namespace = options["namespace"] if target.kind.namespaced else None
+        try:
+            stored = client.get(target.kind, target.name, namespace)
+            client.delete(target.kind, target.name, namespace, grace_seconds=options["grace_period"])
+        except NotFound:
+            if not options["ignore_not_found"]:
+                raise
+            continue
+        found.append(_gone(target.kind, stored))
+        click.echo(f'{resource(target.kind)} "{target.name}" deleted')
+    return found
+
+
+def _gone(kind: Kind, stored: Object) -> Gone:
+    metadata = stored["metadata"]
+    return kind, metadata["name"], metadata.get("namespace", ""), metadata["uid"]
+
+
+def _still_there(client: Client, gone: list[Gone]) -> list[str]:
+    """Those that are not gone yet, in words; forgets the others. A new object of the same name counts as gone."""
+    while gone:
+        kind, name, namespace, uid = gone[0]
+        try:
+            if client.get(kind, name, namespace or None)["metadata"]["uid"] == uid:
+                return [f'{kind.name} "{"/".join(filter(None, (namespace, name)))}": not gone yet']
+        except NotFound:
+            pass
+        del gone[0]
+    return []
+
+
+# ----- waiting
+
+
+def _wait_for_nodes(client: Client, namespaces: Iterable[str], deadline: Deadline, began: float) -> None:
+    waiting.wait_for_slices(client, frozenset(filter(None, namespaces)), deadline)
+    # Any list tells the newest revision of all kinds; what the slices needed is at or before it.
+    newest = client.list(NAMESPACE).resource_version
+    programmed = waiting.wait_for_nodes(lab_status(client), newest, deadline)
+    click.echo(programmed.sentence(time.monotonic() - began))

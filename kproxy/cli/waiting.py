@@ -1,0 +1,244 @@
+"""Waiting for what an apply set going: workloads ready, their slices written, every node's rules in the kernel.
+
+Nothing here decides what is right; it asks the API and the node proxies until they say so or the time is over.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kproxy.api.kinds import BY_API, DEPLOYMENT, ENDPOINT_SLICE, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.types import Object
+from kproxy.cli.tables import is_ready
+from kproxy.client import Client
+from kproxy.cluster.status import LabStatus, NodeStatus
+from kproxy.errors import KproxyError, NotFound, UserError
+from netns.namespace import Namespace, socket_in
+
+PAUSE = 0.02
+"""Seconds between two looks at the API; a pod takes longer than that to start."""
+
+HEALTH_PORT = 10256
+"""kube-proxy's --healthz-bind-address port."""
+
+NETNS = Path("/run/netns")
+
+
+class Deadline:
+    """A moment after which nothing is waited for any more."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; 0 when it has passed."""
+        return max(0.0, self._end - time.monotonic())
+
+    def until(self, problems: Callable[[], Sequence[str]]) -> None:
+        """Ask until there are no problems.
+
+        Raises:
+            UserError: naming the problems that were left when the time was over.
+        """
+        while found := problems():
+            if not self.left:
+                raise self.over(found)
+            time.sleep(PAUSE)
+
+    def over(self, problems: Sequence[str]) -> UserError:
+        """The error that says what was not ready in time."""
+        return UserError(f"applied, but not ready after {self.seconds:g} s:\n  " + "\n  ".join(problems))
+
+
+@dataclass(frozen=True)
+class Programmed:
+    """What the nodes said: those that hold the change, and those that run no proxy of ours."""
+
+    nodes: tuple[str, ...]
+    not_asked: tuple[str, ...]
+
+    def sentence(self, seconds: float) -> str:
+        """``programmed on 3 of 3 nodes in 41 ms``."""
+        total = len(self.nodes) + len(self.not_asked)
+        took = f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+        others = f"; not asked, as no kproxy runs there: {', '.join(self.not_asked)}" if self.not_asked else ""
+        return f"programmed on {len(self.nodes)} of {total} nodes in {took}{others}"
+
+
+def wait_for_workloads(client: Client, objects: Sequence[Object], deadline: Deadline) -> None:
+    """Wait until the pods, replica sets and deployments among ``objects`` are ready.
+
+    Raises:
+        UserError: naming those that are not when the time is over.
+    """
+    waiting = [
+        (kind, obj["metadata"])
+        for obj in objects
+        if (kind := BY_API.get((obj["apiVersion"], obj["kind"]))) in (POD, REPLICA_SET, DEPLOYMENT)
+    ]
+
+    def problems() -> list[str]:
+        # Only the first one that is not ready is asked for until the end: one small request per look.
+        while waiting:
+            problem = _unready(client, *waiting[0])
+            if problem:
+                return [problem] if deadline.left else [text for one in waiting if (text := _unready(client, *one))]
+            del waiting[0]
+        return []
+
+    deadline.until(problems)
+
+
+def _unready(client: Client, kind: Kind | None, metadata: Mapping[str, Any]) -> str:
+    """What is missing, in words; empty when the object is ready, or gone because somebody deleted it meanwhile."""
+    if kind is None:
+        return ""
+    try:
+        obj = client.get(kind, metadata["name"], metadata["namespace"])
+    except NotFound:
+        return ""
+    problem = pod_problem(obj) if kind == POD else replicas_problem(obj)
+    return f'{kind.name} "{metadata["namespace"]}/{metadata["name"]}": {problem}' if problem else ""
+
+
+def pod_problem(pod: Object) -> str:
+    """Why a pod is not ready; empty when it is, or when it has done its work."""
+    status = pod.get("status") or {}
+    if is_ready(pod) or status.get("phase") == "Succeeded":
+        return ""
+    words = [str(status[key]) for key in ("phase", "reason", "message") if status.get(key)]
+    return ", ".join(words) or "Pending"
+
+
+def replicas_problem(obj: Object) -> str:
+    """Why a ReplicaSet or Deployment has not what its spec asks for; empty when it has."""
+    status = obj.get("status") or {}
+    wanted = obj["spec"].get("replicas", 1)
+    if status.get("observedGeneration", 0) < obj["metadata"].get("generation", 0):
+        return "not looked at yet"
+    if obj["kind"] == DEPLOYMENT.name and status.get("updatedReplicas", 0) != wanted:
+        return f"{status.get('updatedReplicas', 0)} of {wanted} pods have the new template"
+    if status.get("replicas", 0) > wanted:
+        return f"{status['replicas'] - wanted} pods too many"
+    ready = status.get("readyReplicas", 0)
+    return "" if ready == wanted else f"{ready} of {wanted} pods ready"
+
+
+def wait_for_slices(client: Client, namespaces: frozenset[str], deadline: Deadline) -> None:
+    """Wait until the EndpointSlices of these namespaces say what their Services select.
+
+    Raises:
+        UserError: naming the Services whose slices lag when the time is over.
+    """
+
+    def problems() -> list[str]:
+        lagging: list[str] = []
+        for namespace in sorted(namespaces):
+            services = client.list(SERVICE, namespace).items
+            pods = client.list(POD, namespace).items
+            lagging += lagging_services(services, pods, client.list(ENDPOINT_SLICE, namespace).items)
+        return lagging
+
+    deadline.until(problems)
+
+
+def lagging_services(services: Sequence[Object], pods: Sequence[Object], slices: Sequence[Object]) -> list[str]:
+    """The Services of one namespace whose slices do not name just the ready pods that they select, in words."""
+    problems = []
+    for service in services:
+        if not service["spec"].get("selector") or service["spec"].get("type") == "ExternalName":
+            continue
+        name = service["metadata"]["name"]
+        written = _ready_pods_in(slices, name)
+        selected = {pod["metadata"]["name"]: pod for pod in pods if _is_selected(service, pod)}
+        missing = {name for name, pod in selected.items() if _has_a_port(service, pod)} - written
+        surplus = written - selected.keys()
+        if missing or surplus:
+            place = f'Service "{service["metadata"]["namespace"]}/{name}"'
+            problems.append(f"{place}: its EndpointSlices lag behind pods {', '.join(sorted(missing | surplus))}")
+    return problems
+
+
+def _ready_pods_in(slices: Sequence[Object], service: str) -> set[str]:
+    return {
+        endpoint["targetRef"]["name"]
+        for piece in slices
+        if (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name") == service
+        for endpoint in piece.get("endpoints") or ()
+        if (endpoint.get("targetRef") or {}).get("kind") == "Pod"
+        and (endpoint.get("conditions") or {}).get("ready") is not False
+    }
+
+
+def _is_selected(service: Object, pod: Object) -> bool:
+    labels = pod["metadata"].get("labels") or {}
+    if any(labels.get(key) != value for key, value in service["spec"]["selector"].items()):
+        return False
+    if pod["metadata"].get("deletionTimestamp") or not (pod.get("status") or {}).get("podIP"):
+        return False
+    return is_ready(pod) or bool(service["spec"].get("publishNotReadyAddresses"))
+
+
+def _has_a_port(service: Object, pod: Object) -> bool:
+    """Whether any port of the Service exists in the pod; a named targetPort that no container has makes no endpoint."""
+    names = {port.get("name") for container in pod["spec"]["containers"] for port in container.get("ports") or ()}
+    ports = service["spec"].get("ports") or ()
+    return not ports or any(
+        not isinstance(port.get("targetPort"), str) or port["targetPort"] in names for port in ports
+    )
+
+
+def wait_for_nodes(status: LabStatus, version: str, deadline: Deadline) -> Programmed:
+    """Wait until every node that runs our proxy holds the state of ``version`` in its kernel.
+
+    Raises:
+        UserError: naming the nodes that do not when the time is over.
+    """
+    asked = [node for node in status.nodes if node.proxy != "none"]
+    with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
+        problems = list(filter(None, pool.map(lambda node: _wait_for_node(node, version, deadline), asked)))
+    if problems:
+        raise deadline.over(problems)
+    others = tuple(node.name for node in status.nodes if node.proxy == "none")
+    return Programmed(tuple(node.name for node in asked), others)
+
+
+def _wait_for_node(node: NodeStatus, version: str, deadline: Deadline) -> str:
+    """What is wrong, in words; empty when the node holds ``version``."""
+    problem = "its proxy was not asked: no time was left"
+    while deadline.left:
+        try:
+            answer = _ask_programmed(node, version, deadline.left)
+        except (OSError, http.client.HTTPException, KproxyError) as error:
+            problem = f"its proxy does not answer: {error}"
+            time.sleep(min(PAUSE, deadline.left))
+            continue
+        if int(answer.get("resourceVersion", 0)) >= int(version):
+            return ""
+        problem = str(answer.get("lastError") or f"its rules are at resourceVersion {answer.get('resourceVersion')}")
+    return f"{node.name}: {problem}"
+
+
+def _ask_programmed(node: NodeStatus, version: str, seconds: float) -> dict[str, Any]:
+    """The proxy's answer to ``/programmed``; it holds the answer back until it is true or the time is over."""
+    connection = http.client.HTTPConnection("127.0.0.1", HEALTH_PORT, timeout=seconds + 1)
+    namespace = Namespace(node.namespace, NETNS / node.namespace)
+    connection.sock = socket_in(namespace, socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        connection.sock.settimeout(seconds + 1)
+        connection.sock.connect(("127.0.0.1", HEALTH_PORT))
+        connection.request("GET", f"/programmed?resourceVersion={version}&timeoutSeconds={seconds:.3f}")
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    return answer

@@ -17,7 +17,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # gcc and the headers are for python-iptables, which comes as source.
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iptables nftables bubblewrap conntrack iproute2 \
-	tcpdump kmod ca-certificates make
+	tcpdump kmod curl ca-certificates make
 MISSING = $(shell for package in $(PACKAGES); do \
 	[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || echo $$package; done)
 

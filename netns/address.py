@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from typing import Any
 
 from netns.link import required_index
 from netns.netlink import Batch
@@ -20,7 +21,8 @@ def add_address(batch: Batch, spec: AddressSpec) -> None:
         NetnsError: there is no such interface.
     """
     interface = ipaddress.ip_interface(spec.address)
-    is_v6 = interface.version == 6  # noqa: PLR2004
+    is_v6 = interface.version == 6
+    arguments: dict[str, Any] = {"flags": _IFA_F_NODAD} if is_v6 else {}
     batch.add(
         f"add address {spec.address} to {spec.ifname} of {spec.namespace}",
         "addr",
@@ -29,5 +31,5 @@ def add_address(batch: Batch, spec: AddressSpec) -> None:
         family=socket.AF_INET6 if is_v6 else socket.AF_INET,
         address=str(interface.ip),
         prefixlen=interface.network.prefixlen,
-        **({"flags": _IFA_F_NODAD} if is_v6 else {}),
+        **arguments,
     )

@@ -1,9 +1,9 @@
 """Makes a topology real, and takes down what the record says was made.
 
-Law of building: each thing is recorded before it is made, and what is there already stays, so building again after a crash completes
-what is missing. Links, addresses and routes need no record: they are in namespaces of ours and go with them.
-Law of taking down: only what is recorded, newest first, and a name in /run/netns only if it is ours; each thing is struck off
-when it is gone, so a killed `tear_down` is simply called again.
+Law of building: each thing is recorded before it is made, and what is there already stays, so building again after a
+crash completes what is missing. Links, addresses and routes need no record: they go with the namespaces they are in.
+Law of taking down: only what is recorded, newest first, and a name in /run/netns only if it is ours; each thing is
+struck off when it is gone, so a killed `tear_down` is simply called again.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from netns import address, journal as record, libc, link, neighbour, process, route, sysctl
+from netns import address, libc, link, neighbour, process, route, sysctl
+from netns import journal as record
 from netns.errors import NetnsError
 from netns.journal import Entry, Journal
 from netns.namespace import (
@@ -27,6 +27,8 @@ from netns.namespace import (
     exists,
     in_own_thread,
     named,
+)
+from netns.namespace import (
     remove as remove_namespace,
 )
 from netns.netlink import Batch
@@ -40,16 +42,17 @@ GRACE = 2.0
 def build(topology: Topology, journal: Journal, private_dir: Path) -> None:
     """Makes everything in `topology` that is not there yet.
 
-    Returns when every link is up and every address and route is in place. May be called from anywhere, inside asyncio too (it blocks).
+    Returns when every link is up and every address and route is in place. May be called from anywhere, inside asyncio
+    too (it blocks).
 
     Args:
-        topology: a network, or a part to add to one that was built before with the same `private_dir`.
+        topology: a network, or a part to add to one that was built with the same `private_dir`.
         journal: where each thing is recorded before it is made.
         private_dir: folder of the mounts that keep the namespaces; the caller's own.
 
     Raises:
-        NetnsError: the topology is impossible, or a namespace's name is taken by somebody else (nothing was made then); or the kernel
-            refused something (what was made until then is on record).
+        NetnsError: the topology is impossible, or a namespace's name is taken by somebody else (nothing was made then);
+            or the kernel refused something (what was made until then is on record).
     """
     if found := problems(topology):
         raise NetnsError("the topology cannot be built: " + "; ".join(found))
@@ -61,8 +64,8 @@ def build(topology: Topology, journal: Journal, private_dir: Path) -> None:
 def remove(part: Topology, journal: Journal, private_dir: Path, grace: float = GRACE) -> None:
     """Takes down what `part` defines: processes in its namespaces, its links, its namespaces; twice is fine.
 
-    Links are removed before this returns, so a part with the same interface names can be built at once. Addresses, routes and entries on
-    interfaces that are not of this part stay.
+    Links are gone when this returns, so a part with the same interface names can be built at once. Addresses and routes
+    on interfaces that are not of this part stay.
 
     Raises:
         NetnsError: the processes inside do not end, or the kernel refused something.
@@ -80,8 +83,8 @@ def remove(part: Topology, journal: Journal, private_dir: Path, grace: float = G
 def tear_down(journal: Journal, grace: float = GRACE) -> None:
     """Takes down everything on record and deletes the record; also after `kill -9`, and twice is fine.
 
-    Recorded processes go first, so that none of them makes anything new, then whatever runs inside the recorded namespaces, then the
-    rest, newest first.
+    Recorded processes go first, so that none of them makes anything new, then whatever runs inside the recorded
+    namespaces, then the rest, newest first.
 
     Raises:
         NetnsError: something could not be removed; everything else was, and the record still names what is left.

@@ -2,15 +2,15 @@
 
 The file holds one JSON object a line:
 
-    {"make": "namespace", "key": "/run/x/netns/a", "name": "a"}     about to be made (or more is known about it)
-    {"gone": "namespace", "key": "/run/x/netns/a"}                  taken down
-    {"step": 7, "role": "builder", "what": "namespace a"}           one change to the system (only while crashes are tried)
+    {"make": "namespace", "key": "/run/x/netns/a", "name": "a"}   about to be made (or more is known about it)
+    {"gone": "namespace", "key": "/run/x/netns/a"}                taken down
+    {"step": 7, "role": "builder", "what": "namespace a"}         one change to the system (while crashes are tried)
 
-Law: an entry is on its way to the kernel's page cache before the thing is made, so a killed process has written it; after a reboot
-neither the things nor the file (below /run) are there. A last line cut short is passed over: what it announced was never made.
+Law: an entry is in the kernel's page cache before the thing is made, so `kill -9` cannot lose it; a reboot takes the
+things and the file (below /run) alike. A last line cut short is passed over: what it announced was never made.
 
-`KPROXY_CRASH_AT=ROLE:N` makes the process of that role kill itself right after its N-th step, and every process write its steps
-down; `ROLE:0` never strikes and is how a test learns how many steps there are.
+`KPROXY_CRASH_AT=ROLE:N` makes the process of that role kill itself right after its N-th step, and every process write
+its steps down; `ROLE:0` never strikes and is how a test learns how many steps there are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Entry:
 
 
 class Journal:
-    """The record at `path`, opened for appending (made, with its folder, if missing). Safe for several threads and processes.
+    """The record at `path`, opened for appending; made, with its folder, if missing.
+
+    Several threads and processes may write to one record.
 
     Args:
         path: the file.

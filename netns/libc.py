@@ -41,7 +41,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """mount(2) without data.
+    """Mounts `source` at `target`, without options of the file system's own.
 
     Raises:
         OSError: the kernel refused.

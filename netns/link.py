@@ -1,9 +1,10 @@
-"""Links: requests that make, plug, raise and remove veths, bridges and tunnels. Names become indexes where they are used."""
+"""Links: requests that make, plug, raise and remove veths, bridges and tunnels. Names become indexes late."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 from netns.errors import NetnsError
 from netns.netlink import Batch
@@ -31,10 +32,10 @@ def required_index(ifname: str, namespace: str) -> int:
 
 
 def add_veth(batch: Batch, veth: VethSpec, other_side: int) -> None:
-    """Makes the cable from inside the namespace of end `a`; `other_side` is a file descriptor of the namespace of end `b`."""
-    peer: dict[str, object] = {"ifname": veth.b[1], "net_ns_fd": other_side, "mtu": veth.mtu}
-    arguments: dict[str, object] = {}
-    if len(veth.b) > 2 and veth.b.mac:  # noqa: PLR2004
+    """Makes the cable, in the namespace of end `a`; `other_side` is a descriptor of the namespace of end `b`."""
+    peer: dict[str, Any] = {"ifname": veth.b.ifname, "net_ns_fd": other_side, "mtu": veth.mtu}
+    arguments: dict[str, Any] = {}
+    if veth.b.mac:
         peer["address"] = veth.b.mac
     if veth.a.mac:
         arguments["address"] = veth.a.mac
@@ -44,7 +45,7 @@ def add_veth(batch: Batch, veth: VethSpec, other_side: int) -> None:
 
 def add_bridge(batch: Batch, bridge: BridgeSpec) -> None:
     """Makes the switch; spanning tree and multicast snooping are off, so that ports forward at once."""
-    arguments = {"address": bridge.mac} if bridge.mac else {}
+    arguments: dict[str, Any] = {"address": bridge.mac} if bridge.mac else {}
     batch.add(
         f"add bridge {bridge.ifname} in {bridge.namespace}",
         "link",
@@ -65,7 +66,7 @@ def add_vxlan(batch: Batch, vxlan: VxlanSpec) -> None:
         NetnsError: there is no such interface.
     """
     local = "vxlan_local6" if ":" in vxlan.local else "vxlan_local"
-    arguments: dict[str, object] = {local: vxlan.local}
+    arguments: dict[str, Any] = {local: vxlan.local}
     if vxlan.mac:
         arguments["address"] = vxlan.mac
     batch.add(
@@ -89,7 +90,7 @@ def raise_up(batch: Batch, ifname: str, namespace: str, *, alias: str = "", brid
     Raises:
         NetnsError: there is no such interface.
     """
-    arguments: dict[str, object] = {}
+    arguments: dict[str, Any] = {}
     if bridge:
         arguments["master"] = required_index(bridge, namespace)
     if alias:
@@ -101,5 +102,4 @@ def raise_up(batch: Batch, ifname: str, namespace: str, *, alias: str = "", brid
 def delete(batch: Batch, ifname: str, namespace: str) -> None:
     """Removes an interface of the calling thread's namespace (and with a veth its other end), if it is there."""
     if index := index_of(ifname):
-        accept = (errno.ENODEV,)
-        batch.add(f"remove {ifname} of {namespace}", "link", "del", accept, index=index)
+        batch.add(f"remove {ifname} of {namespace}", "link", "del", (errno.ENODEV,), index=index)

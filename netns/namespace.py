@@ -1,9 +1,9 @@
 """Network namespaces: made in a thread of our own, kept by a bind mount, published by name.
 
-A namespace is kept alive by a bind mount in a private directory. Its public name in /run/netns is a symbolic link to that
-mount, not a second mount: `ip netns exec NAME`, `ip -n NAME` and pyroute2 follow it; link(2) semantics make publishing
-atomic and exclusive, the link itself says whose it is, and a later `ip netns add` by somebody else, which mounts /run/netns
-over itself, cannot hide a mount of ours beneath it.
+A namespace is kept alive by a bind mount in a private directory. Its public name in /run/netns is a symbolic link to
+that mount, not a second mount: `ip netns exec NAME`, `ip -n NAME` and pyroute2 follow it; making a link is atomic and
+exclusive, the link itself says whose it is, and a later `ip netns add` by somebody else, which mounts /run/netns over
+itself, cannot hide a mount of ours beneath it.
 
 Law: nothing here moves the calling thread; /run/netns is never remounted; a name that is not ours is never removed.
 """
@@ -66,7 +66,8 @@ def named(name: str, private_dir: Path) -> Namespace:
 def in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of `function`, called in a fresh thread that may change namespaces as it likes.
 
-    It is also how pyroute2's synchronous API can be used below a running asyncio loop. What `function` raises is raised here.
+    It is also how pyroute2's synchronous API can be used below a running asyncio loop. What `function` raises is raised
+    here.
     """
     results: list[T] = []
     failures: list[BaseException] = []
@@ -141,7 +142,9 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def inode(namespace: Namespace) -> int:
-    """The namespace's inode, as in the `net:[4026531840]` of /proc/PID/ns/net. It may be used again once the namespace is gone.
+    """The namespace's inode, as in the `net:[4026531840]` of /proc/PID/ns/net.
+
+    The kernel may use it again once the namespace is gone: compare it only while the namespace is held.
 
     Raises:
         NetnsError: there is no such namespace.
@@ -152,7 +155,7 @@ def inode(namespace: Namespace) -> int:
 
 
 def cookie() -> int:
-    """The number of the calling thread's network namespace, which no other gets until the next boot; 0 before Linux 5.14."""
+    """The number of the calling thread's namespace that no other gets until the next boot; 0 before Linux 5.14."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
@@ -167,7 +170,7 @@ def check_name_is_free(namespace: Namespace) -> None:
         NetnsError: somebody else has a namespace of that name.
     """
     try:
-        if os.readlink(namespace.public_path) == str(namespace.path):
+        if namespace.public_path.readlink() == namespace.path:
             return
     except FileNotFoundError:
         return
@@ -181,7 +184,7 @@ def check_name_is_free(namespace: Namespace) -> None:
 
 
 def create(name: str, private_dir: Path, step: Callable[[str], None] = lambda what: None) -> Namespace:
-    """A network namespace kept at `private_dir`/`name` and published as /run/netns/`name`. One that is there already stays.
+    """A network namespace kept at `private_dir`/`name` and published as /run/netns/`name`; one that is there stays.
 
     Args:
         name: its public name.
@@ -214,7 +217,7 @@ def remove(namespace: Namespace) -> None:
         OSError: the kernel refused.
     """
     try:
-        if os.readlink(namespace.public_path) == str(namespace.path):
+        if namespace.public_path.readlink() == namespace.path:
             namespace.public_path.unlink()
     except OSError:
         pass  # not there, or not a link: not ours

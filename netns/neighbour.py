@@ -8,7 +8,8 @@ from netns.link import required_index
 from netns.netlink import Batch
 from netns.topology import ForwardingSpec, NeighbourSpec
 
-# From linux/neighbour.h: NUD_PERMANENT, NUD_NOARP, NTF_SELF
+# From linux/socket.h, and linux/neighbour.h: NUD_PERMANENT, NUD_NOARP, NTF_SELF
+_AF_BRIDGE = 7
 _PERMANENT = 0x80
 _NO_ARP = 0x40
 _SELF = 0x02
@@ -42,7 +43,7 @@ def add_forwarding(batch: Batch, spec: ForwardingSpec) -> None:
         f"set forwarding of {spec.mac} on {spec.dev} of {spec.namespace}",
         "neigh",
         "replace",
-        family=socket.AF_BRIDGE if hasattr(socket, "AF_BRIDGE") else 7,
+        family=_AF_BRIDGE,
         ifindex=required_index(spec.dev, spec.namespace),
         dst=spec.to,
         lladdr=spec.mac,

@@ -1,15 +1,15 @@
-"""Processes in namespaces: started so that a record always precedes them, found by namespace, ended only if they are who we think.
+"""Processes in namespaces: recorded before they run, found by namespace, ended only if they are who we think.
 
-A pid alone names nobody: the kernel gives it to the next process when its owner is gone. Here a process is its pid and its start
-time, and a signal goes through a pidfd that was opened before the start time was compared.
+A pid alone names nobody: the kernel gives it to the next process when its owner is gone. Here a process is its pid and
+its start time, and a signal goes through a pidfd that was opened before the start time was compared.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
-import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from netns.journal import PROCESS, Journal
 from netns.namespace import Namespace, enter, inode
 
 _PROC = Path("/proc")
+
+_STDERR = 2
 
 # How often the processes of a namespace may refill it while they are being killed.
 _ROUNDS = 20
@@ -73,7 +75,7 @@ def open_pidfd(process: Process) -> int:
 
 
 def exit_status(process: Process) -> int | None:
-    """The exit status of a child that has ended (negative: the signal that ended it), and lets go of it; None while it runs.
+    """The exit status of a child that has ended, and lets go of it; negative: the signal that ended it; None: it runs.
 
     Raises:
         ChildProcessError: it is no child of ours, or was let go of before.
@@ -194,9 +196,9 @@ def find_in(ns: Namespace) -> list[int]:
 def by_namespace() -> dict[int, list[int]]:
     """All pids of the system by the inode of the network namespace they are in; zombies are in none."""
     found: dict[int, list[int]] = {}
-    for name in os.listdir(_PROC):
-        if name.isdigit() and (number := _namespace_of(int(name))):
-            found.setdefault(number, []).append(int(name))
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (number := _namespace_of(int(entry.name))):
+            found.setdefault(number, []).append(int(entry.name))
     return found
 
 
@@ -284,7 +286,7 @@ def _child(start: _Start, gate: int, failure: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         if start.ns is not None:
             enter(start.ns)
-        _arrange_descriptors(start, failure)
+        _arrange_descriptors(start)
         os.chdir(start.cwd)
         if start.setup is not None:
             start.setup()
@@ -297,24 +299,20 @@ def _child(start: _Start, gate: int, failure: int) -> NoReturn:
         os._exit(_EXIT_CANNOT_RUN)
 
 
-def _arrange_descriptors(start: _Start, failure: int) -> None:
+def _arrange_descriptors(start: _Start) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     # Copies first, above the standard streams: one of them may be 0, 1 or 2 itself.
     copies = [_copy_above_streams(null if stream is None else stream) for stream in start.streams]
     for number, copy in enumerate(copies):
         os.dup2(copy, number)
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd != failure and fd in start.pass_fds:  # noqa: PLR2004 - standard error
-            os.set_inheritable(fd, True)
-        elif fd > 2 and _is_open(fd):  # noqa: PLR2004
-            os.set_inheritable(fd, False)
+    for entry in Path("/proc/self/fd").iterdir():
+        fd = int(entry.name)
+        if fd > _STDERR and _is_open(fd):
+            os.set_inheritable(fd, fd in start.pass_fds)
 
 
 def _copy_above_streams(fd: int) -> int:
-    import fcntl  # noqa: PLC0415
-
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)
 
 
 def _is_open(fd: int) -> bool:
@@ -363,7 +361,7 @@ def _wait(fds: Iterable[int], seconds: float) -> list[int]:
 def _namespace_of(pid: int) -> int:
     """The inode of the network namespace of a process; 0 when it has ended."""
     try:
-        text = os.readlink(f"/proc/{pid}/ns/net")
+        text = str((_PROC / str(pid) / "ns/net").readlink())
     except OSError:
         return 0
     return int(text[len("net:[") : -1])
@@ -384,7 +382,7 @@ def _ourselves() -> frozenset[int]:
 
 
 def _show_sys() -> None:
-    """Mounts a sysfs of the namespace over /sys, for this process alone; where that is forbidden, /sys stays as it is."""
+    """Mounts a sysfs of the namespace over /sys, for this process alone; where that is forbidden, /sys stays."""
     try:
         libc.unshare(libc.CLONE_NEWNS)
         libc.mount("none", "/", None, libc.MS_SLAVE | libc.MS_REC)

@@ -14,7 +14,7 @@ from netns.topology import Role
 
 _ROOT = Path("/proc/sys")
 
-# Interfaces made later copy `default`; `lo` is there from the start; `all` is combined with each (rp_filter: the larger counts).
+# Interfaces made later copy `default`, `lo` is there from the start, `all` is combined with each.
 _SCOPES = ("all", "default", "lo")
 
 
@@ -22,7 +22,7 @@ def _per_interface(family: str, key: str, value: str) -> dict[str, str]:
     return {f"net.{family}.conf.{scope}.{key}": value for scope in _SCOPES}
 
 
-# Every namespace: addresses count at once, nobody reconfigures us from outside, replies may take another way than requests.
+# Addresses count at once, nobody reconfigures us from outside, replies may take another way than requests.
 _EVERYWHERE: Mapping[str, str] = {
     **_per_interface("ipv4", "rp_filter", "0"),
     **_per_interface("ipv4", "send_redirects", "0"),

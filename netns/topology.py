@@ -9,7 +9,7 @@ import hashlib
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import NamedTuple
@@ -168,17 +168,21 @@ class Topology:
     def link_ends(self) -> Iterator[End]:
         """Every interface this topology makes."""
         for veth in self.veths:
-            yield End(*veth.a)
-            yield End(*veth.b)
-        for device in (*self.bridges, *self.vxlans):
-            yield End(device.namespace, device.ifname, device.mac)
+            yield veth.a
+            yield veth.b
+        for bridge in self.bridges:
+            yield End(bridge.namespace, bridge.ifname, bridge.mac)
+        for vxlan in self.vxlans:
+            yield End(vxlan.namespace, vxlan.ifname, vxlan.mac)
 
     def namespace_names(self) -> tuple[str, ...]:
         """Every namespace it defines or mentions, each once, in order of first mention."""
         names = [spec.name for spec in self.namespaces]
         names += [end.namespace for end in self.link_ends()]
-        for spec in (*self.addresses, *self.routes, *self.neighbours, *self.forwarding):
-            names.append(spec.namespace)
+        names += [address.namespace for address in self.addresses]
+        names += [route.namespace for route in self.routes]
+        names += [neighbour.namespace for neighbour in self.neighbours]
+        names += [forwarding.namespace for forwarding in self.forwarding]
         return tuple(dict.fromkeys(names))
 
 
@@ -193,7 +197,7 @@ def merge(*parts: Topology) -> Topology:
 
 
 def derived_name(prefix: str, *parts: str) -> str:
-    """An interface name of exactly 15 characters that is always the same for the same parts and practically never for others.
+    """An interface name of exactly 15 characters: the same for the same parts, another for others.
 
     Args:
         prefix: up to 7 readable characters in front, so that at least 40 bits of the digest remain.
@@ -202,7 +206,7 @@ def derived_name(prefix: str, *parts: str) -> str:
     Raises:
         ValueError: the prefix is longer.
     """
-    if len(prefix) > 7:  # noqa: PLR2004 - the 7 of the docstring
+    if len(prefix) > 7:
         raise ValueError(f"prefix {prefix!r} of an interface name is longer than 7 characters")
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     # base 32 in lower case: 5 bits a character
@@ -243,9 +247,9 @@ def _bad_addresses(topology: Topology) -> Iterator[str]:
             yield f"route of {route.namespace} to {route.to} names neither next hop nor interface"
 
 
-def _refusal(parse: object, text: str) -> str:
+def _refusal(parse: Callable[[str], object], text: str) -> str:
     try:
-        parse(text)  # type: ignore[operator]
+        parse(text)
     except ValueError as error:
         return str(error)
     return ""

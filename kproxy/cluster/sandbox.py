@@ -1,0 +1,250 @@
+"""The sandbox that a pod's commands run in: bubblewrap, as an unprivileged user inside the pod's network namespace.
+
+Inside there are a user, mount, PID, UTS, IPC and cgroup namespace of its own; the host's programs and libraries
+read-only, a few generated files in /etc, an empty /tmp; nothing of /root, /home, /run and /var. The command is root to
+itself and nobody to the kernel: no capability over its network namespace, no new privileges, no further user namespaces.
+
+Law: what is in the sandbox is decided here and nowhere else, for containers and for `kproxy exec` alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NoReturn
+
+from kproxy.cluster.fork_server import LOG_LIMIT, POD_UID
+from kproxy.errors import HostError
+from netns.journal import Journal
+from netns.namespace import Namespace, enter
+from netns.process import Process, find, spawn
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TMP_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes that a container may keep in /tmp and in /dev/shm each; they are the host's memory."""
+_MERGED: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_READABLE: Final = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+)
+"""What programs look up in /etc; everything else there is the host's own business."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """One command and what it sees.
+
+    Attributes:
+        argv: the program, looked up in `PATH` or in the container's own, and its arguments.
+        hostname: the pod's, at most 63 characters.
+        hosts: more lines of /etc/hosts: address to names.
+        env: environment variables beside PATH, HOME and HOSTNAME.
+        working_dir: an absolute path; empty is `/`.
+    """
+
+    argv: Sequence[str]
+    hostname: str
+    hosts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a container's command ended; code None when nobody saw it (the sandbox itself was killed)."""
+
+    code: int | None
+
+
+def start(  # noqa: PLR0913 - what runs, where, and its three records
+    container: Container, ns: Namespace, *, log: Path, status: Path, journal: Journal | None = None, role: str = "pod"
+) -> Process:
+    """Starts the container's command; returns the sandbox's outer process, which ends when the command has ended.
+
+    Args:
+        container: what runs.
+        ns: network namespace it runs in.
+        log: file that its output is appended to, up to `LOG_LIMIT` bytes.
+        status: file in which the sandbox writes down its inner process, and the command's exit code; begun anew.
+        journal: where the process is recorded before it runs.
+        role: what the record calls it.
+
+    Raises:
+        HostError: bubblewrap is not installed.
+        NetnsError: it cannot be started.
+    """
+    with contextlib.ExitStack() as opened:
+        output = _opened(opened, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        report = _opened(opened, status, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
+        files = opened.enter_context(_files(container))
+        argv = [_bubblewrap(), "--json-status-fd", str(report), *_arguments(container, files)]
+        return spawn(
+            argv,
+            ns=ns,
+            env={},
+            stdout=output,
+            stderr=output,
+            uid=POD_UID,
+            gid=POD_UID,
+            setup=_limit,
+            pass_fds=[report, *files.values()],
+            journal=journal,
+            role=role,
+        )
+
+
+def become(container: Container, ns: Namespace) -> NoReturn:
+    """Becomes the container's command, with the terminal and standard streams of the calling process.
+
+    Only for a process of one thread that has nothing left to do. The command dies with the caller's parent.
+
+    Raises:
+        HostError: bubblewrap is not installed.
+        NetnsError: there is no such namespace.
+    """
+    program = _bubblewrap()
+    with _files(container) as files:
+        for fd in files.values():
+            os.set_inheritable(fd, True)
+        enter(ns)
+        os.chdir("/")
+        os.setgroups([])
+        os.setresgid(POD_UID, POD_UID, POD_UID)
+        os.setresuid(POD_UID, POD_UID, POD_UID)
+        os.execve(program, [program, "--die-with-parent", *_arguments(container, files)], {})  # noqa: S606
+
+
+def inner_process(status: Path) -> Process | None:
+    """The sandbox's first process, whose end takes everything in it along; None when it is gone or not there yet."""
+    pid = _report(status).get("child-pid")
+    return find(pid) if isinstance(pid, int) else None
+
+
+def commands(outer: Process) -> list[Process]:
+    """The container's own processes that a polite end is asked of: the children of the sandbox's first process.
+
+    Read from /proc: its `children` files are not in every kernel.
+    """
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names, no paths
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                parents.setdefault(_parent(int(name)), []).append(int(name))
+    inner = parents.get(outer.pid, [])
+    found = [find(pid) for first in inner for pid in parents.get(first, [])]
+    return [process for process in found if process is not None]
+
+
+def ended(status: Path) -> Ended:
+    """How the command of a sandbox that has ended did end."""
+    code = _report(status).get("exit-code")
+    return Ended(code if isinstance(code, int) else None)
+
+
+def program_exists(argv: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether the program can be found from within a sandbox, which has the host's /usr."""
+    return shutil.which(argv[0], path=env.get("PATH", PATH)) is not None
+
+
+def _report(status: Path) -> dict[str, object]:
+    """All that a sandbox has reported in its status file."""
+    found: dict[str, object] = {}
+    try:
+        lines = status.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            found.update(json.loads(line))
+    return found
+
+
+def _parent(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(text.rpartition(")")[2].split()[1])
+
+
+def _bubblewrap() -> str:
+    program = shutil.which("bwrap", path=PATH)
+    if program is None:
+        raise HostError("bubblewrap is not installed; `apt-get install bubblewrap` mends that", command=["bwrap"])
+    return program
+
+
+def _limit() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_LIMIT, LOG_LIMIT))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _opened(stack: contextlib.ExitStack, path: Path, flags: int) -> int:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    return fd
+
+
+@contextlib.contextmanager
+def _files(container: Container) -> Iterator[dict[str, int]]:
+    """Descriptors that the generated files are read from, by path."""
+    with contextlib.ExitStack() as opened:
+        fds = {}
+        for path, text in _contents(container).items():
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            opened.callback(os.close, reading)
+            with os.fdopen(writing, "wb") as file:
+                file.write(text.encode())  # far less than a pipe holds
+            fds[path] = reading
+        yield fds
+
+
+def _contents(container: Container) -> dict[str, str]:
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    lines += [f"{address} {' '.join(names)}" for address, names in container.hosts.items()]
+    return {
+        "/etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+        "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
+        "/etc/hostname": f"{container.hostname}\n",
+        "/etc/hosts": "\n".join(lines) + "\n",
+        "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+        "/etc/resolv.conf": "",
+    }
+
+
+def _arguments(container: Container, files: Mapping[str, int]) -> list[str]:
+    """Bubblewrap's arguments, the container's command last."""
+    arguments = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
+    arguments += ["--unshare-pid", "--unshare-uts", "--unshare-ipc", "--unshare-cgroup-try"]
+    arguments += ["--hostname", container.hostname, "--ro-bind", "/usr", "/usr"]
+    for name in _MERGED:
+        host = Path("/", name)
+        if host.is_symlink():
+            arguments += ["--symlink", str(host.readlink()), str(host)]
+        elif host.is_dir():
+            arguments += ["--ro-bind", str(host), str(host)]
+    arguments += ["--perms", "0755", "--dir", "/etc"]
+    for path in _READABLE:
+        arguments += ["--ro-bind-try", path, path]
+    for path, fd in files.items():
+        arguments += ["--perms", "0444", "--file", str(fd), path]
+    arguments += ["--proc", "/proc", "--dev", "/dev"]
+    for folder in ("/dev/shm", "/tmp"):  # noqa: S108 - the sandbox's own
+        arguments += ["--size", str(TMP_LIMIT), "--perms", "1777", "--tmpfs", folder]
+    arguments += ["--dir", "/var", "--remount-ro", "/dev", "--remount-ro", "/"]
+    arguments += ["--chdir", container.working_dir or "/", "--clearenv"]
+    env = {"PATH": PATH, "HOME": "/", "HOSTNAME": container.hostname, **container.env}
+    for name, value in env.items():
+        arguments += ["--setenv", name, value]
+    return [*arguments, "--", *container.argv]

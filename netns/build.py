@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from netns import address, libc, link, neighbour, process, route, sysctl
 from netns import journal as record
@@ -89,11 +90,12 @@ def tear_down(journal: Journal, grace: float = GRACE) -> None:
     Raises:
         NetnsError: something could not be removed; everything else was, and the record still names what is left.
     """
-    _kill_recorded(journal, grace)
-    namespaces = [_namespace(entry) for entry in journal.entries() if entry.kind == record.NAMESPACE]
-    if present := [namespace for namespace in namespaces if exists(namespace)]:
-        process.kill_all_in_each(present, grace)
-    failures = []
+    failures: list[str] = []
+    for end in (_kill_recorded, _kill_inside):
+        try:
+            end(journal, grace)
+        except NetnsError as error:
+            failures.append(str(error))
     for entry in reversed(journal.entries()):
         try:
             _REMOVERS[entry.kind](entry)
@@ -114,81 +116,110 @@ def _build(topology: Topology, journal: Journal, private_dir: Path) -> None:
         journal.namespace(namespace)
         create(spec.name, private_dir, journal.step)
         enter(namespace)
-        journal.namespace(namespace, cookie=cookie())
+        journal.namespace(namespace, cookie())
         sysctl.write(sysctl.SYSCTLS[spec.role])
         journal.step(f"sysctls of {spec.name}")
     with Batch() as batch:
-        builder = _Builder(topology, journal, private_dir, batch)
-        for stage in (builder.make_links, builder.raise_links, builder.add_addresses, builder.add_routes):
-            for name in topology.namespace_names():
-                builder.visit(name, stage)
+        shares = _Shares(topology)
+        parts = [_Part(name, shares, journal, private_dir, batch) for name in topology.namespace_names()]
+        for stage in (_Part.make_links, _Part.raise_links, _Part.add_addresses, _Part.add_routes):
+            for part in parts:
+                part.visit(stage)
 
 
-class _Builder:
-    """Goes through the namespaces of a topology once per stage, and leaves one batch of requests in each."""
+class _InNamespace(Protocol):
+    @property
+    def namespace(self) -> str: ...
 
-    def __init__(self, topology: Topology, journal: Journal, private_dir: Path, batch: Batch) -> None:
-        self._topology = topology
+
+_Placed = TypeVar("_Placed", bound=_InNamespace)
+
+
+def _by_namespace(specs: Iterable[_Placed]) -> dict[str, list[_Placed]]:
+    grouped: dict[str, list[_Placed]] = {}
+    for spec in specs:
+        grouped.setdefault(spec.namespace, []).append(spec)
+    return grouped
+
+
+class _Shares:
+    """A topology sorted out by namespace, so that a hundred pods do not look at each other's links."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.alias = topology.alias
+        self.new = frozenset(spec.name for spec in topology.namespaces)
+        self.ends = _by_namespace(topology.link_ends())
+        self.bridges = _by_namespace(topology.bridges)
+        self.vxlans = _by_namespace(topology.vxlans)
+        self.addresses = _by_namespace(topology.addresses)
+        self.routes = _by_namespace(topology.routes)
+        self.neighbours = _by_namespace(topology.neighbours)
+        self.forwarding = _by_namespace(topology.forwarding)
+        self.veths: dict[str, list[VethSpec]] = {}
+        for veth in topology.veths:
+            self.veths.setdefault(veth.a.namespace, []).append(veth)
+
+
+class _Part:
+    """What a topology says of one namespace; each stage puts requests into the batch and is sent before the next."""
+
+    def __init__(self, name: str, shares: _Shares, journal: Journal, private_dir: Path, batch: Batch) -> None:
+        self._name = name
+        self._shares = shares
         self._journal = journal
         self._private_dir = private_dir
         self._batch = batch
+        self._opened = contextlib.ExitStack()
 
-    def visit(self, name: str, stage: Callable[[str], str]) -> None:
-        enter(named(name, self._private_dir))
-        with contextlib.ExitStack() as self._opened:
-            what = stage(name)
+    def visit(self, stage: Callable[[_Part], str]) -> None:
+        enter(named(self._name, self._private_dir))
+        with self._opened:
+            what = stage(self)
             if len(self._batch):
                 self._batch.send()
-                self._journal.step(f"{what} of {name}")
+                self._journal.step(f"{what} of {self._name}")
 
-    def make_links(self, name: str) -> str:
-        for veth in self._topology.veths:
-            if veth.a.namespace == name:
-                self._make_veth(veth)
-        for bridge in self._topology.bridges:
-            if bridge.namespace == name and not link.index_of(bridge.ifname):
+    def make_links(self) -> str:
+        for veth in self._shares.veths.get(self._name, ()):
+            self._make_veth(veth)
+        for bridge in self._mine(self._shares.bridges):
+            if not link.index_of(bridge.ifname):
                 link.add_bridge(self._batch, bridge)
         return "links"
 
-    def raise_links(self, name: str) -> str:
-        bridge_of = {
-            port: bridge.ifname
-            for bridge in self._topology.bridges
-            if bridge.namespace == name
-            for port in bridge.ports
-        }
-        if any(spec.name == name for spec in self._topology.namespaces):
-            link.raise_up(self._batch, "lo", name)
-        for vxlan in self._topology.vxlans:
-            if vxlan.namespace == name and not link.index_of(vxlan.ifname):
+    def raise_links(self) -> str:
+        if self._name in self._shares.new:
+            link.raise_up(self._batch, "lo", self._name)
+        bridges = {port: bridge.ifname for bridge in self._mine(self._shares.bridges) for port in bridge.ports}
+        tunnels = self._mine(self._shares.vxlans)
+        for vxlan in tunnels:
+            if not link.index_of(vxlan.ifname):
                 link.add_vxlan(self._batch, vxlan)
-        tunnels = {(vxlan.namespace, vxlan.ifname) for vxlan in self._topology.vxlans}
-        for end in self._topology.link_ends():
-            if end.namespace == name and end[:2] not in tunnels:
-                bridge = bridge_of.get(end.ifname, "")
-                link.raise_up(self._batch, end.ifname, name, alias=self._topology.alias, bridge=bridge)
+        later = {vxlan.ifname for vxlan in tunnels}
+        for end in self._mine(self._shares.ends):
+            if end.ifname not in later:
+                bridge = bridges.get(end.ifname, "")
+                link.raise_up(self._batch, end.ifname, self._name, alias=self._shares.alias, bridge=bridge)
         return "links up"
 
-    def add_addresses(self, name: str) -> str:
-        for vxlan in self._topology.vxlans:
-            if vxlan.namespace == name:
-                link.raise_up(self._batch, vxlan.ifname, name, alias=self._topology.alias)
-        for spec in self._topology.addresses:
-            if spec.namespace == name:
-                address.add_address(self._batch, spec)
-        for entry in self._topology.neighbours:
-            if entry.namespace == name:
-                neighbour.add_neighbour(self._batch, entry)
-        for forwarding in self._topology.forwarding:
-            if forwarding.namespace == name:
-                neighbour.add_forwarding(self._batch, forwarding)
+    def add_addresses(self) -> str:
+        for vxlan in self._mine(self._shares.vxlans):
+            link.raise_up(self._batch, vxlan.ifname, self._name, alias=self._shares.alias)
+        for spec in self._mine(self._shares.addresses):
+            address.add_address(self._batch, spec)
+        for entry in self._mine(self._shares.neighbours):
+            neighbour.add_neighbour(self._batch, entry)
+        for forwarding in self._mine(self._shares.forwarding):
+            neighbour.add_forwarding(self._batch, forwarding)
         return "addresses"
 
-    def add_routes(self, name: str) -> str:
-        for spec in self._topology.routes:
-            if spec.namespace == name:
-                route.add_route(self._batch, spec)
+    def add_routes(self) -> str:
+        for spec in self._mine(self._shares.routes):
+            route.add_route(self._batch, spec)
         return "routes"
+
+    def _mine(self, grouped: Mapping[str, list[_Placed]]) -> list[_Placed]:
+        return grouped.get(self._name, [])
 
     def _make_veth(self, veth: VethSpec) -> None:
         """Makes the cable unless both ends are there; one end alone hangs from a namespace that is being taken down."""
@@ -226,19 +257,33 @@ def _delete_links(part: Topology, journal: Journal, private_dir: Path) -> None:
 
 
 def _kill_recorded(journal: Journal, grace: float) -> None:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    while True:
-        entries = [entry for entry in journal.entries() if entry.kind == record.PROCESS]
-        alive = [
-            one
-            for entry in entries
-            if entry.details.get("boot") == boot
-            and process.is_alive(one := Process(entry.details["pid"], entry.details["start"]))
-            and one.pid != os.getpid()
-        ]
-        if not alive:
-            return
+    """Ends the recorded processes, and those they record while they end."""
+    while alive := [one for one in _recorded_processes(journal) if one.pid != os.getpid()]:
         process.kill_all(alive, grace)
+
+
+def _recorded_processes(journal: Journal) -> Iterator[Process]:
+    boot = record.boot_id()
+    for entry in journal.entries():
+        if entry.kind == record.PROCESS and entry.details["boot"] == boot:
+            one = Process(entry.details["pid"], entry.details["start"])
+            if process.is_alive(one):
+                yield one
+
+
+def _kill_inside(journal: Journal, grace: float) -> None:
+    """Ends the processes in recorded namespaces, even if somebody has taken the mount away (`ip netns del`)."""
+    entries = [entry for entry in journal.entries() if entry.kind == record.NAMESPACE]
+    if present := [namespace for entry in entries if exists(namespace := _namespace(entry))]:
+        process.kill_all_in_each(present, grace)
+    boot = record.boot_id()
+    cookies = {
+        entry.details["cookie"]
+        for entry in entries
+        if entry.details["cookie"] and entry.details["boot"] == boot and not exists(_namespace(entry))
+    }
+    if cookies:
+        process.kill_all_with_cookies(cookies, grace)
 
 
 def _namespace(entry: Entry) -> Namespace:

@@ -37,6 +37,9 @@ FILE = "file"
 DIRECTORY = "directory"
 TREE = "tree"
 
+# Bytes: some 5,000 pods made and removed. What is there at once takes far less.
+_COMPACT_ABOVE = 1 << 20
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -71,6 +74,8 @@ class Journal:
         self._records_steps = CRASH_AT in os.environ
         self._lock = threading.Lock()
         self._fd = self._open()
+        if os.fstat(self._fd).st_size > _COMPACT_ABOVE:
+            self._compact()
 
     def close(self) -> None:
         """Closes the file; the record stays."""
@@ -80,15 +85,15 @@ class Journal:
         """What is there as far as the file knows, oldest first; written by whichever process."""
         return tuple(_live(self._lines()))
 
-    def namespace(self, namespace: Namespace, **details: Any) -> None:
-        """Says that this namespace is about to be made, or adds what has become known of it."""
-        self._write({"make": NAMESPACE, "key": str(namespace.path), "name": namespace.name, **details})
+    def namespace(self, namespace: Namespace, cookie: int = 0) -> None:
+        """Says that this namespace is about to be made or, with its cookie (see `namespace.cookie`), is there."""
+        line = {"make": NAMESPACE, "key": str(namespace.path), "name": namespace.name}
+        self._write({**line, "cookie": cookie, "boot": boot_id()})
 
     def process(self, pid: int, start_time: int, role: str) -> None:
         """Says that this process is about to run its program."""
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        key = f"{pid}:{start_time}"
-        self._write({"make": PROCESS, "key": key, "pid": pid, "start": start_time, "role": role, "boot": boot})
+        line = {"make": PROCESS, "key": f"{pid}:{start_time}", "pid": pid, "start": start_time}
+        self._write({**line, "role": role, "boot": boot_id()})
 
     def mount(self, path: Path) -> None:
         """Says that something is about to be mounted at `path`."""
@@ -136,7 +141,7 @@ class Journal:
         """What each step of `role` was, in order, as far as the file knows (see `KPROXY_CRASH_AT`)."""
         return tuple(str(line["what"]) for line in self._lines() if "step" in line and line.get("role") == role)
 
-    def compact(self) -> None:
+    def _compact(self) -> None:
         """Rewrites the file with only what is still there, at once or not at all."""
         with self._lock:
             fd = self._locked()
@@ -206,6 +211,11 @@ class Journal:
                 continue  # cut short: what it announced was never made
             if isinstance(value, dict):
                 yield value
+
+
+def boot_id() -> str:
+    """Names the time since the kernel was started: process ids, start times and cookies mean nothing beyond it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _live(lines: Iterable[Mapping[str, Any]]) -> Iterator[Entry]:

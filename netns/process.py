@@ -19,7 +19,7 @@ from typing import NoReturn
 from netns import libc
 from netns.errors import NetnsError
 from netns.journal import PROCESS, Journal
-from netns.namespace import Namespace, enter, inode
+from netns.namespace import Namespace, cookie, enter, in_own_thread, inode
 
 _PROC = Path("/proc")
 
@@ -218,17 +218,19 @@ def kill_all_in_each(namespaces: Sequence[Namespace], grace: float) -> None:
         NetnsError: one of the namespaces does not exist, or they cannot be emptied.
     """
     wanted = {inode(ns) for ns in namespaces}
-    spared = _ourselves()
-    for _ in range(_ROUNDS):
-        everybody = by_namespace()
-        pids = [pid for number in wanted for pid in everybody.get(number, []) if pid not in spared]
-        if not pids:
-            return
-        # The second look makes sure that the start time belongs to the process that was seen inside.
-        processes = [process for pid in pids if (process := find(pid)) and _namespace_of(pid) in wanted]
-        kill_all(processes, grace)
-        grace = 0
-    raise NetnsError("processes in the namespaces are replaced faster than they can be killed", call="kill")
+    _empty(lambda: [pid for number, pids in by_namespace().items() if number in wanted for pid in pids], grace)
+
+
+def kill_all_with_cookies(cookies: Collection[int], grace: float) -> None:
+    """Ends every process in namespaces with these cookies (see `namespace.cookie`), which need not be mounted any more.
+
+    Raises:
+        NetnsError: they cannot be emptied.
+    """
+    _empty(
+        lambda: [pid for pids in by_namespace().values() if _cookie_of(pids[0]) in cookies for pid in pids],
+        grace,
+    )
 
 
 def exec_in(ns: Namespace, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
@@ -365,6 +367,37 @@ def _namespace_of(pid: int) -> int:
     except OSError:
         return 0
     return int(text[len("net:[") : -1])
+
+
+def _empty(look: Callable[[], list[int]], grace: float) -> None:
+    """Ends all processes that `look` finds, until it finds none."""
+    spared = _ourselves()
+    for _ in range(_ROUNDS):
+        processes = [one for pid in look() if pid not in spared and (one := find(pid))]
+        if not processes:
+            return
+        # The second look makes sure that the start times belong to the processes that were seen.
+        confirmed = set(look())
+        kill_all([one for one in processes if one.pid in confirmed], grace)
+        grace = 0
+    raise NetnsError("processes in the namespaces are replaced faster than they can be killed", call="kill")
+
+
+def _cookie_of(pid: int) -> int:
+    """The cookie of the network namespace of a process; 0 when it has ended."""
+
+    def look() -> int:
+        fd = os.open(_PROC / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            libc.setns(fd)
+        finally:
+            os.close(fd)
+        return cookie()
+
+    try:
+        return in_own_thread(look)
+    except OSError:
+        return 0
 
 
 def _ourselves() -> frozenset[int]:

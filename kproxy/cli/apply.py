@@ -62,7 +62,7 @@ def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **opti
     objects = [applied.object for applied in result.results]
     deadline = Deadline(options["wait"])
     waiting.wait_for_workloads(client, objects, deadline)
-    _wait_for_nodes(client, (applied.namespace for applied in result.results), deadline, began)
+    _wait_for_nodes(layout, client, (applied.namespace for applied in result.results), deadline, began)
 
 
 @click.command
@@ -87,7 +87,7 @@ def delete(files: tuple[str, ...], words: tuple[str, ...], lab: str | None, **op
         deadline = Deadline(options["wait"])
         leaving = list(deleted)
         deadline.until(lambda: _still_there(client, leaving))
-        _wait_for_nodes(client, (namespace for _, _, namespace, _ in deleted), deadline, began)
+        _wait_for_nodes(layout, client, (namespace for _, _, namespace, _ in deleted), deadline, began)
 
 
 @click.command
@@ -274,9 +274,11 @@ def _still_there(client: Client, gone: list[Gone]) -> list[str]:
 # ----- waiting
 
 
-def _wait_for_nodes(client: Client, namespaces: Iterable[str], deadline: Deadline, began: float) -> None:
+def _wait_for_nodes(
+    layout: Layout, client: Client, namespaces: Iterable[str], deadline: Deadline, began: float
+) -> None:
     waiting.wait_for_slices(client, frozenset(filter(None, namespaces)), deadline)
     # Any list tells the newest revision of all kinds; what the slices needed is at or before it.
     newest = client.list(NAMESPACE).resource_version
-    programmed = waiting.wait_for_nodes(lab_status(client), newest, deadline)
+    programmed = waiting.wait_for_nodes(layout, lab_status(client), newest, deadline)
     click.echo(programmed.sentence(time.monotonic() - began))

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kproxy.errors import ApiError, KproxyError
+from netns.errors import NetnsError
 
 if TYPE_CHECKING:
     import click
@@ -26,7 +27,7 @@ def main() -> None:
         if argv and argv[0] in OWN_PARSERS:
             sys.exit(run_own_parser(argv[0], argv[1:]))
         _commands().main(args=argv, prog_name="kproxy")
-    except KproxyError as error:
+    except (KproxyError, NetnsError) as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -43,7 +44,7 @@ def run_own_parser(verb: str, argv: list[str]) -> int:
     return status
 
 
-def report(error: KproxyError) -> int:
+def report(error: KproxyError | NetnsError) -> int:
     """Write an error to stderr, in kubectl's form; returns the exit status."""
     if isinstance(error, ApiError):
         sys.stderr.write(f"Error from server ({error.reason}): {error}\n")

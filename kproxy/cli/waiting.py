@@ -12,24 +12,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kproxy.api.kinds import BY_API, DEPLOYMENT, ENDPOINT_SLICE, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli.tables import is_ready
 from kproxy.client import Client
+from kproxy.cluster.layout import Layout
 from kproxy.cluster.status import LabStatus, NodeStatus
-from kproxy.errors import KproxyError, NotFound, UserError
-from netns.namespace import Namespace, socket_in
+from kproxy.errors import NotFound, UserError
+from netns.errors import NetnsError
+from netns.namespace import named, socket_in
 
 PAUSE = 0.02
 """Seconds between two looks at the API; a pod takes longer than that to start."""
 
 HEALTH_PORT = 10256
 """kube-proxy's --healthz-bind-address port."""
-
-NETNS = Path("/run/netns")
 
 
 class Deadline:
@@ -198,7 +197,7 @@ def _has_a_port(service: Object, pod: Object) -> bool:
     )
 
 
-def wait_for_nodes(status: LabStatus, version: str, deadline: Deadline) -> Programmed:
+def wait_for_nodes(layout: Layout, status: LabStatus, version: str, deadline: Deadline) -> Programmed:
     """Wait until every node that runs our proxy holds the state of ``version`` in its kernel.
 
     Raises:
@@ -206,20 +205,20 @@ def wait_for_nodes(status: LabStatus, version: str, deadline: Deadline) -> Progr
     """
     asked = [node for node in status.nodes if node.proxy != "none"]
     with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
-        problems = list(filter(None, pool.map(lambda node: _wait_for_node(node, version, deadline), asked)))
+        problems = list(filter(None, pool.map(lambda node: _wait_for_node(layout, node, version, deadline), asked)))
     if problems:
         raise deadline.over(problems)
     others = tuple(node.name for node in status.nodes if node.proxy == "none")
     return Programmed(tuple(node.name for node in asked), others)
 
 
-def _wait_for_node(node: NodeStatus, version: str, deadline: Deadline) -> str:
+def _wait_for_node(layout: Layout, node: NodeStatus, version: str, deadline: Deadline) -> str:
     """What is wrong, in words; empty when the node holds ``version``."""
     problem = "its proxy was not asked: no time was left"
     while deadline.left:
         try:
-            answer = _ask_programmed(node, version, deadline.left)
-        except (OSError, http.client.HTTPException, KproxyError) as error:
+            answer = _ask_programmed(layout, node, version, deadline.left)
+        except (OSError, http.client.HTTPException, NetnsError, ValueError) as error:
             problem = f"its proxy does not answer: {error}"
             time.sleep(min(PAUSE, deadline.left))
             continue
@@ -229,11 +228,10 @@ def _wait_for_node(node: NodeStatus, version: str, deadline: Deadline) -> str:
     return f"{node.name}: {problem}"
 
 
-def _ask_programmed(node: NodeStatus, version: str, seconds: float) -> dict[str, Any]:
+def _ask_programmed(layout: Layout, node: NodeStatus, version: str, seconds: float) -> dict[str, Any]:
     """The proxy's answer to ``/programmed``; it holds the answer back until it is true or the time is over."""
     connection = http.client.HTTPConnection("127.0.0.1", HEALTH_PORT, timeout=seconds + 1)
-    namespace = Namespace(node.namespace, NETNS / node.namespace)
-    connection.sock = socket_in(namespace, socket.AF_INET, socket.SOCK_STREAM)
+    connection.sock = socket_in(named(node.namespace, layout.namespaces), socket.AF_INET, socket.SOCK_STREAM)
     try:
         connection.sock.settimeout(seconds + 1)
         connection.sock.connect(("127.0.0.1", HEALTH_PORT))

@@ -18,7 +18,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from kproxy.api.types import EndpointSlice, Service, ServicePort, SliceEndpoint, SlicePort
 
@@ -57,12 +57,18 @@ class FrontendKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node; addresses and pod_cidrs hold at most one per family that counts, the first."""
+    """A node; of addresses and networks the first of a family counts.
+
+    Attributes:
+        zone: empty when it has none.
+        tunnel_addresses: what it calls itself on the way to other nodes' pods, where that is not the node network.
+    """
 
     name: str
     addresses: tuple[str, ...]
     pod_cidrs: tuple[str, ...]
     zone: str = ""
+    tunnel_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,6 @@ class ClusterView:
     """Everything that a promise depends on.
 
     Attributes:
-        pod_network: ``host-gw`` or ``vxlan``.
         detect_local_mode: kube-proxy's --detect-local-mode.
         cluster_cidrs: kube-proxy's --cluster-cidr; empty with ClusterCIDR means that there is no detector.
         masquerade_all: kube-proxy's --masquerade-all.
@@ -110,7 +115,6 @@ class ClusterView:
     pods: tuple[PodView, ...]
     clients: tuple[ClientView, ...] = ()
     external_routes: tuple[ExternalRoute, ...] = ()
-    pod_network: str = "host-gw"
     detect_local_mode: str = "ClusterCIDR"
     cluster_cidrs: tuple[str, ...] = ()
     masquerade_all: bool = False
@@ -470,7 +474,7 @@ def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...]) -> Pro
         where = _where(view, backend.address)
         if where is None:
             continue
-        source = _source_seen(view, flow, backend, *where)
+        source = _source_seen(flow, backend, *where)
         if source == flow.source and not _returns(flow, where[0]):
             lost.append(backend.text)
             continue
@@ -491,7 +495,7 @@ def _where(view: ClusterView, address: str) -> tuple[NodeView, bool] | None:
     return None if node is None else (node, False)
 
 
-def _source_seen(view: ClusterView, flow: _Flow, backend: Backend, node: NodeView, is_pod: bool) -> str:
+def _source_seen(flow: _Flow, backend: Backend, node: NodeView, is_pod: bool) -> str:
     """The address that the endpoint sees the client at."""
     is_hairpin = flow.source == backend.address
     if not (flow.masquerades or is_hairpin):
@@ -502,9 +506,8 @@ def _source_seen(view: ClusterView, flow: _Flow, backend: Backend, node: NodeVie
             return _pod_gateway(node, family)
         # An address of the node itself is delivered through INPUT, which no masquerading rule sees.
         return flow.source
-    if is_pod and view.pod_network == "vxlan":
-        return _tunnel_address(flow.node, family)
-    return first_of_family(flow.node.addresses, family) or flow.source
+    towards_pods = first_of_family(flow.node.tunnel_addresses, family) if is_pod else None
+    return towards_pods or first_of_family(flow.node.addresses, family) or flow.source
 
 
 def _returns(flow: _Flow, endpoint_node: NodeView) -> bool:
@@ -531,16 +534,7 @@ def _hops_to_node(place: Place, node: NodeView) -> int:
 
 def _pod_gateway(node: NodeView, family: int) -> str:
     """The node's address on the veths of its pods: the first one of its pod CIDR."""
-    return str(_pod_network(node, family)[1])
-
-
-def _tunnel_address(node: NodeView, family: int) -> str:
-    """The address of the node's vxlan device, as flannel gives it: the pod CIDR's own."""
-    return str(_pod_network(node, family)[0])
-
-
-def _pod_network(node: NodeView, family: int) -> IPv4Network | IPv6Network:
-    return next(network for network in map(ip_network, node.pod_cidrs) if network.version == family)
+    return str(next(network for network in map(ip_network, node.pod_cidrs) if network.version == family)[1])
 
 
 def _covers(networks: Iterable[str], address: str) -> bool:

@@ -341,8 +341,9 @@ def test_a_node_without_endpoints_is_refused_where_the_outside_routes_the_addres
     assert promise(view, place("node/node1"), frontend(view, "external")) == REFUSED
 
 
-def test_vxlan_masquerades_with_the_tunnels_address() -> None:
-    view = replace(cluster(TWO), pod_network="vxlan")
+def test_a_tunnel_masquerades_with_its_own_address() -> None:
+    tunnelled = tuple(replace(node, tunnel_addresses=(node.pod_cidrs[0].removesuffix("/24"),)) for node in NODES)
+    view = replace(cluster(TWO), nodes=tunnelled)
     assert promise(view, place("client"), frontend(view, "nodeport:1")) == answered(
         (P1, "10.244.1.1", 2), (P2, "10.244.1.0", 3)
     )

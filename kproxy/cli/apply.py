@@ -177,7 +177,7 @@ def _tell(result: ApplyResult, documents: Sequence[Document], suffix: str = "") 
     for warning in result.warnings:
         document = documents[warning.index]
         place = f"{document.origin.file}:{document.origin.line}: {manifest.subject(document.obj)}"
-        click.echo(f"Warning: {place}: {warning.message}", err=True)
+        click.echo(f"note: {place}: {warning.message}", err=True)
     for applied in result.results:
         click.echo(f"{_resource_name(applied, documents[applied.index])}/{applied.name} {applied.outcome}{suffix}")
 

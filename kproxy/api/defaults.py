@@ -1,7 +1,7 @@
 """What Kubernetes fills in when an object does not say: the static defaulting of every kind.
 
-Law: pure and idempotent, and the argument is left as it is. Only what the server decides from the object alone is here; addresses,
-node ports and IP families are allocated elsewhere (Kubernetes: pkg/apis/*/v1/defaults.go).
+Law: pure and idempotent, and the argument is left as it is. Only what the server decides from the object alone is here;
+addresses, node ports and IP families are allocated elsewhere (Kubernetes: pkg/apis/*/v1/defaults.go).
 """
 
 from __future__ import annotations

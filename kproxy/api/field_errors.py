@@ -132,7 +132,10 @@ def invalid_message(kind: str, name: str, errors: Iterable[FieldError]) -> str:
 
 
 def rendered(value: Any) -> str:
-    """A value as Kubernetes prints it in an error: text quoted, numbers plain, anything else as compact JSON."""
+    """A value as Kubernetes prints it in an error: text quoted, numbers plain, anything else as compact JSON.
+
+    Fields keep their order; Go sorts the keys of maps, which is the caller's to do.
+    """
     if value is None:
         return quoted("null")
     if isinstance(value, str):
@@ -143,7 +146,7 @@ def rendered(value: Any) -> str:
 
 def _as_json(value: Any) -> str:
     try:
-        return msgspec.json.encode(value, order="sorted").decode()
+        return msgspec.json.encode(value).decode()
     except (ValueError, OverflowError, TypeError):
         # An integer of more than 64 bits: it is the mistake that is being reported.
         return str(value)

@@ -31,8 +31,9 @@ def matches(selector: LabelSelector | Mapping[str, str] | None, labels: Mapping[
     """Whether labels fit a selector.
 
     Args:
-        selector: a LabelSelector (all of its requirements must hold; an empty one fits everything), or a Service's plain
-            map of labels that must be equal. None fits nothing. A Service's empty map is the caller's to treat as None.
+        selector: a LabelSelector (all of its requirements must hold; an empty one fits everything), or a Service's
+            plain map of labels that must be equal. None fits nothing. A Service's empty map is the caller's to treat
+            as None.
         labels: of the object in question.
     """
     if selector is None:

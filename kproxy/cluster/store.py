@@ -84,12 +84,17 @@ class Transaction:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._pending: dict[Key, Event] = {}
+        self._pending: dict[Kind, dict[tuple[str, str], Event]] = {}
         self.events: list[Event] = []
+
+    @property
+    def revision(self) -> int:
+        """The revision that everything written so far will have."""
+        return self._store.revision + len(self.events)
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object of that name, or None; ``namespace`` is "" for kinds without one."""
-        event = self._pending.get((kind, namespace, name))
+        event = self._pending.get(kind, {}).get((namespace, name))
         if event is not None:
             return None if event.type == "DELETED" else event.object
         return self._store.get(kind, namespace, name)
@@ -97,11 +102,12 @@ class Transaction:
     def all_of(self, kind: Kind, namespace: str | None = None) -> list[Object]:
         """All objects of a kind by namespace and name; None means all namespaces."""
         objects = {_name_of(obj): obj for obj in self._store.all_of(kind, namespace)[0]}
-        for key, event in self._pending.items():
-            if key[0] == kind and namespace in (None, key[1]):
-                objects[key[1:]] = event.object
-                if event.type == "DELETED":
-                    del objects[key[1:]]
+        for name, event in self._pending.get(kind, {}).items():
+            if namespace not in (None, name[0]):
+                continue
+            objects[name] = event.object
+            if event.type == "DELETED":
+                del objects[name]
         return [objects[name] for name in sorted(objects)]
 
     def put(self, kind: Kind, obj: Object) -> Object:
@@ -126,10 +132,10 @@ class Transaction:
         return self._record(key, "DELETED", previous, previous)
 
     def _record(self, key: Key, event_type: EventType, obj: Object, previous: Object | None) -> Object:
-        revision = self._store.revision + len(self.events) + 1
+        revision = self.revision + 1
         stored = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(revision)}}
         event = Event(revision, event_type, key[0], stored, previous, msgspec.json.encode(stored))
-        self._pending[key] = event
+        self._pending.setdefault(key[0], {})[key[1:]] = event
         self.events.append(event)
         return stored
 
@@ -153,7 +159,7 @@ class Store:
         self._objects: dict[Kind, dict[tuple[str, str], Event]] = {}
         self._log: list[Event] = []
         self._compacted = 0
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
         try:
             self._database = _open(path)
             self._load()
@@ -217,7 +223,7 @@ class Store:
             listener()
         return result
 
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
         """Has ``listener`` called after every commit; returns what ends that."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)

@@ -123,6 +123,7 @@ class Registry:
 
         def change(transaction: Transaction) -> Answer:
             named = _addressed(kind, namespace, obj)
+            _check_namespace(transaction, kind, named["metadata"])
             return self._create(transaction, kind, named)
 
         return self._transact(change, dry_run)
@@ -251,7 +252,6 @@ class Registry:
             raise statuses.invalid(kind, name, errors)
         if transaction.get(kind, metadata.get("namespace", ""), name) is not None:
             raise statuses.already_exists(kind, name)
-        self._check_namespace(transaction, kind, metadata)
         stored = transaction.put(kind, created)
         return Answer(stored, tuple(warnings.of_object(kind, obj, stored, self._settings)))
 
@@ -296,17 +296,7 @@ class Registry:
         validation_errors = validation.validate(admitted, old)
         if allocation_errors:  # what could not be allocated is not also missing
             validation_errors = [error for error in validation_errors if not error.field.startswith(_ALLOCATED)]
-        return admitted, list(dict.fromkeys([*allocation_errors, *validation_errors]))
-
-    def _check_namespace(self, transaction: Transaction, kind: Kind, metadata: Object) -> None:
-        if not kind.namespaced:
-            return
-        namespace = transaction.get(NAMESPACE, "", metadata["namespace"])
-        if namespace is None:
-            raise statuses.not_found(NAMESPACE, metadata["namespace"])
-        if namespace["metadata"].get("deletionTimestamp"):
-            reason = f"unable to create new content in namespace {metadata['namespace']} because it is being terminated"
-            raise statuses.forbidden(kind, metadata.get("name", ""), reason)
+        return admitted, [*allocation_errors, *(error for error in validation_errors if error not in allocation_errors)]
 
     def _delete(self, transaction: Transaction, kind: Kind, key: tuple[str, str], options: DeleteOptions) -> Object:
         old = self._existing(transaction, kind, key)
@@ -400,6 +390,7 @@ class _Apply:
         old = transaction.get(kind, *_key(obj))
         try:
             if old is None:
+                self._check_namespace(index, kind, obj, transaction)
                 answer = self._registry._create(transaction, kind, _with_last_applied(obj, obj))
             else:
                 merged = _three_way_merge(old, obj)
@@ -412,6 +403,12 @@ class _Apply:
         told = [*answer.warnings, *warnings.of_document(kind, obj)]
         self._warnings += [{"index": index, "message": message} for message in dict.fromkeys(told)]
         return True
+
+    def _check_namespace(self, index: int, kind: Kind, obj: Object, transaction: Transaction) -> None:
+        try:
+            _check_namespace(transaction, kind, obj["metadata"])
+        except ApiError as error:
+            self._blame_status(index, error)
 
     def _record(self, index: int, kind: Kind, obj: Object, outcome: str) -> None:
         namespace, name = _key(obj)
@@ -493,6 +490,17 @@ def _addressed(kind: Kind, namespace: str, obj: Object, name: str = "") -> Objec
             f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})"
         )
     return {**obj, **stated, "metadata": metadata}
+
+
+def _check_namespace(transaction: Transaction, kind: Kind, metadata: Object) -> None:
+    if not kind.namespaced:
+        return
+    namespace = transaction.get(NAMESPACE, "", metadata["namespace"])
+    if namespace is None:
+        raise statuses.not_found(NAMESPACE, metadata["namespace"])
+    if namespace["metadata"].get("deletionTimestamp"):
+        reason = f"unable to create new content in namespace {metadata['namespace']} because it is being terminated"
+        raise statuses.forbidden(kind, metadata.get("name", ""), reason)
 
 
 def _begin(kind: Kind, obj: Object, transaction: Transaction) -> None:

@@ -1,8 +1,8 @@
 """What the pages tell people to type works, and shows what they say.
 
 A page's ```console blocks are one shell session: lines that begin with ``$ `` are commands, the lines below are what
-they print. ``...`` stands for anything, a line of ``...`` alone for any lines, and runs of spaces count as one. A command
-may fail only where the page shows its error.
+they print. ``...`` stands for anything, a line of ``...`` alone for any lines, and runs of spaces count as one. A
+command may fail only where the page shows its error.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""``kproxy render``: what a node's iptables would hold, offline and without root."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kproxy.api.types import Node
+from kproxy.errors import InvalidInput, UserError
+from kproxy.proxy.backends.iptables.render import RuleSet
+from kproxy.proxy.backends.iptables.rules import COUNTERS
+from kproxy.proxy.changes import Change, ObjectKey, Tracker
+from kproxy.proxy.config import ProxyConfig, parse_flags, validate
+from kproxy.proxy.family import Family
+from kproxy.proxy.node import facts
+from kproxy.proxy.setup import LOOPBACK, HostFeatures, circumstances, iptables_settings, node_port_scope
+from kproxy.proxy.sources.directory import read_directory
+
+USAGE = """\
+Usage: kproxy render --manifests DIR --node NODE [--family ipv4|ipv6] [--features NAME=yes|no,...] [kube-proxy's flags]
+
+Prints what iptables-save would print on NODE once `kproxy proxy` has programmed the Services and EndpointSlices of DIR,
+tables filter and nat. Needs neither root nor the node.
+
+  --features  nfacct: the kernel has packet counters (nfnetlink_acct); random-fully: MASQUERADE knows --random-fully;
+              tcp-be-liberal: conntrack takes packets out of window for valid. Default: what this host has.
+"""
+
+FEATURES = ("nfacct", "random-fully", "tcp-be-liberal")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the rules; returns the exit status.
+
+    Raises:
+        UserError: a flag is wrong, or the manifests are.
+    """
+    if set(argv) & {"-h", "--help"}:
+        sys.stdout.write(USAGE)
+        return 0
+    own = {"node": False, "family": False, "features": False}
+    values = parse_flags(argv, own)
+    node_name = values.pop("node", "") or values.get("hostname_override", "")
+    family = _family(values.pop("family", "ipv4"))
+    features = _features(values.pop("features", ""))
+    config = _config(values)
+    if not config.manifests or not node_name:
+        raise UserError("--manifests and --node are required")
+    sys.stdout.write(rendered(config, node_name, family, features))
+    return 0
+
+
+def rendered(config: ProxyConfig, node_name: str, family: Family, host: HostFeatures) -> str:
+    """What iptables-save would print, for the manifests that ``config`` names.
+
+    Raises:
+        InvalidInput: something is wrong with the manifests.
+        UserError: they cannot be read.
+    """
+    objects, findings, passed_over = read_directory(Path(config.manifests))
+    if findings:
+        raise InvalidInput(findings)
+    if passed_over:
+        sys.stderr.write(f"passed over: {', '.join(sorted(passed_over))}\n")
+    found = objects.get(ObjectKey("Node", "", node_name))
+    node = facts(found if isinstance(found, Node) else None)
+    tracker = Tracker(family, node_name)
+    tracker.take(Change(key, None, value) for key, value in objects.items())
+    around = circumstances(config, node_name, node, family)
+    scope = node_port_scope(config, node, family, (*node.addresses, LOOPBACK[family]))
+    rules = RuleSet(iptables_settings(config, node, family, host))
+    rules.take(tracker.delta(around, scope, is_full=True))
+    return rules.saved()
+
+
+def _family(text: str) -> Family:
+    for family in Family:
+        if family.value.lower() == text.lower():
+            return family
+    raise UserError(f"--family {text!r}: must be ipv4 or ipv6")
+
+
+def _features(text: str) -> HostFeatures:
+    """Features that the flag names, the rest as this host has them."""
+    chosen: dict[str, bool] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in FEATURES or value not in ("yes", "no", "true", "false"):
+            raise UserError(f"--features {part!r}: must be one of {', '.join(FEATURES)}, with =yes or =no")
+        chosen[name] = value in ("yes", "true")
+    host = HostFeatures() if len(chosen) == len(FEATURES) else _of_this_host()
+    has_counters = chosen.get("nfacct", bool(host.counters))
+    return HostFeatures(
+        counters=frozenset(COUNTERS if has_counters else ()),
+        has_random_fully=chosen.get("random-fully", host.has_random_fully),
+        is_liberal=chosen.get("tcp-be-liberal", host.is_liberal),
+    )
+
+
+def _of_this_host() -> HostFeatures:
+    from kproxy.proxy.backends.iptables.host import look_at_host
+
+    return look_at_host()
+
+
+def _config(values: dict[str, Any]) -> ProxyConfig:
+    config = ProxyConfig(**values)
+    if problems := validate(config):
+        raise UserError("\n".join(problems))
+    return config

@@ -1,0 +1,1 @@
+"""iptables: kube-proxy's chains, names, order and comments, rule for rule."""

@@ -1,0 +1,167 @@
+"""This host's iptables: which of its two variants to use, where the tools are, what they and the kernel can do.
+
+The kernel keeps two sets of tables, the legacy ones and those of nf_tables, and each variant's tools see only their own.
+Only ``*-save`` is used to look: ``-S`` and ``-L`` create the tables they are asked about.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from kproxy.errors import HostError
+from kproxy.proxy.backends.iptables.rules import COUNTERS
+from kproxy.proxy.family import Family
+from kproxy.proxy.setup import HostFeatures
+
+Variant = Literal["legacy", "nft"]
+
+LOCK_WAIT_SECONDS = 5
+"""How long the legacy tools wait for /run/xtables.lock (kube-proxy: pkg/util/iptables, WaitSecondsValue)."""
+
+_TOOL_TIMEOUT = 300.0  # seconds; nft tools take minutes for very large tables
+_SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+_LIBERAL = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
+_KUBELET_HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+_RANDOM_FULLY_SINCE = (1, 6, 2)
+
+
+class Tools(msgspec.Struct, frozen=True):
+    """Paths of one variant's tools for one family, and their version."""
+
+    variant: Variant
+    save: str
+    restore: str
+    version: tuple[int, ...]
+
+
+def run_tool(argv: Sequence[str], text: str = "") -> str:
+    """Run a tool with ``text`` as its input; returns its output.
+
+    Raises:
+        HostError: it could not be run, failed or took too long.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - an argument list, no shell
+            argv, input=text.encode(), capture_output=True, timeout=_TOOL_TIMEOUT, check=False
+        )
+    except OSError as error:
+        raise HostError(f"{argv[0]} could not be run: {error.strerror}", command=argv) from error
+    except subprocess.TimeoutExpired as error:
+        raise HostError(f"{argv[0]} did not end within {_TOOL_TIMEOUT:.0f} s", command=argv) from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace")
+        raise HostError(f"{argv[0]} failed with status {done.returncode}", command=argv, stderr=said)
+    return done.stdout.decode()
+
+
+def find_tools(variant: Variant, family: Family) -> Tools:
+    """The tools of a variant and family.
+
+    Raises:
+        HostError: they are not installed.
+    """
+    prefix = "iptables" if family is Family.IPV4 else "ip6tables"
+    restore, save = (_which(f"{prefix}-{variant}-{what}") for what in ("restore", "save"))
+    if not restore or not save:
+        raise HostError(f"{prefix}-{variant}-restore is not installed", left="Debian has it in the package iptables")
+    return Tools(variant, save, restore, _version(restore))
+
+
+def choose_variant(wanted: str) -> Variant:
+    """The variant to use.
+
+    ``auto`` goes by what the host's rules already use, as the iptables-wrappers of kube-proxy's image do: kubelet's
+    hint chains first, then whichever set holds more rules, then the variant that plain ``iptables`` is.
+
+    Raises:
+        HostError: no iptables is installed.
+    """
+    if wanted == "legacy":
+        return "legacy"
+    if wanted == "nft":
+        return "nft"
+    saved = {"nft": _saved("nft"), "legacy": _saved("legacy")}
+    for variant in ("nft", "legacy"):
+        if any(hint in saved[variant] for hint in _KUBELET_HINTS):
+            return "nft" if variant == "nft" else "legacy"
+    rules = {variant: text.count("\n-A ") for variant, text in saved.items()}
+    if rules["nft"] != rules["legacy"]:
+        return "nft" if rules["nft"] > rules["legacy"] else "legacy"
+    return _alternative()
+
+
+def look_at_host() -> HostFeatures:
+    """What this host has, found without root and without changing anything; for rendering offline."""
+    config = Path("/proc/config.gz")
+    text = gzip.decompress(config.read_bytes()).decode() if config.exists() else ""
+    built = _module_list()
+    has_match = "CONFIG_NETFILTER_XT_MATCH_NFACCT=" in text or "/xt_nfacct.ko" in built
+    has_counters = "CONFIG_NETFILTER_NETLINK_ACCT=" in text or "/nfnetlink_acct.ko" in built
+    restore = _which("iptables-restore")
+    return HostFeatures(
+        counters=frozenset(COUNTERS if has_match and has_counters else ()),
+        has_random_fully=not restore or _version(restore) >= _RANDOM_FULLY_SINCE,
+        is_liberal=is_liberal(),
+    )
+
+
+def features(tools: Tools, counters: frozenset[str]) -> HostFeatures:
+    """What rules may use on this host."""
+    return HostFeatures(counters, has_random_fully=tools.version >= _RANDOM_FULLY_SINCE, is_liberal=is_liberal())
+
+
+def is_liberal() -> bool:
+    """Whether nf_conntrack_tcp_be_liberal is on; unreadable counts as off."""
+    try:
+        return _LIBERAL.read_text().strip() != "0"
+    except OSError:
+        return False
+
+
+def has_ipv6() -> bool:
+    """Whether this network namespace does IPv6 at all (kube-proxy: server_linux.go, platformCheckSupported)."""
+    if not Path("/proc/net/if_inet6").exists():
+        return False
+    try:
+        return Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text().strip() != "1"
+    except OSError:
+        return False
+
+
+def _which(name: str) -> str:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}") or ""
+
+
+def _version(restore: str) -> tuple[int, ...]:
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", run_tool((restore, "--version")))
+    return tuple(int(part) for part in found.groups()) if found else ()
+
+
+def _saved(variant: Variant) -> str:
+    tool = _which(f"iptables-{variant}-save")
+    try:
+        return run_tool((tool,)) if tool else ""
+    except HostError:  # the kernel has no such tables
+        return ""
+
+
+def _alternative() -> Variant:
+    tool = _which("iptables")
+    if not tool:
+        raise HostError("iptables is not installed", left="Debian has it in the package iptables")
+    return "nft" if "nf_tables" in run_tool((tool, "--version")) else "legacy"
+
+
+def _module_list() -> str:
+    folder = Path("/lib/modules") / os.uname().release
+    lists = (folder / "modules.builtin", folder / "modules.dep")
+    return "".join(path.read_text() for path in lists if path.exists())

@@ -1,0 +1,260 @@
+"""The whole rule set of one family, kept per service port, and written out in two ways.
+
+``saved`` is what iptables-save would print once the kernel holds it; ``restore`` is the input for iptables-restore that
+brings the kernel there from what it holds now: everything, or only the chains of what has changed.
+
+Law: pure. A full and a partial way to the same plans end in the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from kproxy.proxy.backends.iptables import chains
+from kproxy.proxy.backends.iptables.rules import (
+    JUMPS,
+    ServiceRules,
+    Settings,
+    node_port_tail,
+    service_rules,
+    static_filter_rules,
+    static_nat_rules,
+)
+from kproxy.proxy.family import Family
+from kproxy.proxy.plan import NodePortScope, PlanDelta, PortPlan
+from kproxy.proxy.services import ServicePortName
+
+LARGE_CLUSTER_ENDPOINTS = 1000
+"""Above this many endpoints kube-proxy leaves the comments of endpoint rules out (largeClusterEndpointsThreshold)."""
+
+CANARY_TABLES = ("mangle", "nat", "filter")
+TABLES = ("filter", "nat")
+
+_BUILT_IN = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What the kernel holds before a full sync.
+
+    Attributes:
+        chains: names of user-defined chains, per table.
+        built_in_rules: rules of built-in chains, per table.
+    """
+
+    chains: Mapping[str, frozenset[str]] = {}
+    built_in_rules: Mapping[str, frozenset[str]] = {}
+
+
+class Changed(msgspec.Struct):
+    """What a delta did to the rule set, and so what has to be written.
+
+    Attributes:
+        ports: service ports whose own chains are new or different.
+        stale: nat chains that nothing leads to any more.
+        shared: tables whose shared chains are different.
+    """
+
+    ports: set[ServicePortName]
+    stale: set[str]
+    shared: set[str]
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """What one table's part of a restore input holds beside the shared chains.
+
+    Attributes:
+        ports: service ports whose own chains are written (nat).
+        stale: chains that are deleted (nat).
+        extra: further chains to declare.
+        jumps: rules to insert in built-in chains.
+        has_shared: the shared chains are written as well.
+    """
+
+    ports: frozenset[ServicePortName] = frozenset()
+    stale: frozenset[str] = frozenset()
+    extra: tuple[str, ...] = ()
+    jumps: tuple[str, ...] = ()
+    has_shared: bool = True
+
+
+class RuleSet:
+    """The rules of all service ports of one family."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._plans: dict[ServicePortName, PortPlan] = {}
+        self._rules: dict[ServicePortName, ServiceRules] = {}
+        self._endpoints = 0
+        self._has_comments = True
+        self._scope = NodePortScope()
+
+    def take(self, delta: PlanDelta) -> Changed:
+        """Take a delta in.
+
+        Returns:
+            What is different; after a full delta, or when the cluster becomes or stops being a large one, everything.
+        """
+        if delta.is_full:
+            self._plans, self._rules, self._endpoints = {}, {}, 0
+        changed = Changed(set(), set(), set())
+        if delta.is_full or delta.node_ports != self._scope:
+            self._scope = delta.node_ports
+            changed.shared.add("nat")
+        for name in delta.removed:
+            self._forget(name, changed)
+        for name, plan in delta.written.items():
+            self._endpoints += plan.known_endpoints - (self._plans[name].known_endpoints if name in self._plans else 0)
+            self._plans[name] = plan
+        has_comments = self._endpoints <= LARGE_CLUSTER_ENDPOINTS
+        names: Iterable[ServicePortName] = delta.written if has_comments == self._has_comments else list(self._plans)
+        self._has_comments = has_comments
+        for name in names:
+            self._encode(name, changed)
+        if delta.is_full:
+            changed.shared.update(TABLES)
+        return changed
+
+    def _forget(self, name: ServicePortName, changed: Changed) -> None:
+        plan, rules = self._plans.pop(name, None), self._rules.pop(name, None)
+        if plan is None or rules is None:
+            return
+        self._endpoints -= plan.known_endpoints
+        changed.stale.update(rules.chains)
+        changed.shared.update(table for table in TABLES if _shared(rules, table))
+
+    def _encode(self, name: ServicePortName, changed: Changed) -> None:
+        old = self._rules.get(name, ServiceRules((), (), {}))
+        new = service_rules(self._plans[name], self._settings, has_comments=self._has_comments)
+        self._rules[name] = new
+        changed.ports.add(name)
+        changed.stale.update(old.chains.keys() - new.chains.keys())
+        changed.shared.update(table for table in TABLES if _shared(old, table) != _shared(new, table))
+
+    @property
+    def active_chains(self) -> set[str]:
+        """Per-service and per-endpoint nat chains that are in use."""
+        return {chain for rules in self._rules.values() for chain in rules.chains}
+
+    def saved(self) -> str:
+        """What iptables-save prints for tables filter and nat of a host on which nothing else is."""
+        return "".join(self._saved_table(table) for table in TABLES)
+
+    def _saved_table(self, table: str) -> str:
+        held: dict[str, list[str]] = {chain: [] for chain in _BUILT_IN[table]}
+        for jump in reversed(JUMPS):
+            if jump.table == table:
+                held[jump.chain].append(jump.rule)
+        own = {chain: list(rules) for chain, rules in self._shared_chains(table).items()}
+        own.setdefault(chains.CANARY, [])
+        if table == "nat":
+            own.update({chain: list(rules) for port in self._rules.values() for chain, rules in port.chains.items()})
+        else:
+            own.setdefault(chains.KUBELET_FIREWALL, [])
+        lines = [f"*{table}", *(f":{chain} ACCEPT [0:0]" for chain in held)]
+        lines += [f":{chain} - [0:0]" for chain in sorted(own)]
+        for rules in (*held.values(), *(own[chain] for chain in sorted(own))):
+            lines += rules
+        return "\n".join((*lines, "COMMIT", ""))
+
+    def restore_all(self, found: Found) -> str:
+        """Input for iptables-restore --noflush that brings a kernel in any state to this rule set.
+
+        Chains of ours that nothing leads to are deleted, missing jumps inserted at the top and canaries made, all in
+        the same transaction per table.
+        """
+        in_kernel = found.chains.get("nat", frozenset())
+        stale = {chain for chain in in_kernel if chain.startswith(chains.OWN_PREFIXES)} - self.active_chains
+        has_firewall = chains.KUBELET_FIREWALL in found.chains.get("filter", frozenset())
+        # declared only when it is missing: a declaration flushes, and kubelet keeps rules in it too
+        extra = (chains.CANARY,) if has_firewall else (chains.CANARY, chains.KUBELET_FIREWALL)
+        nat = _Part(frozenset(self._rules), frozenset(stale), (chains.CANARY,), _missing_jumps("nat", found))
+        return (
+            f"*mangle\n:{chains.CANARY} - [0:0]\nCOMMIT\n"
+            + self._restore_table("filter", _Part(extra=extra, jumps=_missing_jumps("filter", found)))
+            + self._restore_table("nat", nat)
+        )
+
+    def restore_changed(self, changed: Changed) -> str:
+        """Input for iptables-restore --noflush for what one delta changed; empty when nothing has to be written.
+
+        Chains that stay as they are do not appear, so their counters and recent lists survive.
+        """
+        parts = []
+        if "filter" in changed.shared:
+            parts.append(self._restore_table("filter", _Part()))
+        if changed.ports or changed.stale or "nat" in changed.shared:
+            has_shared = "nat" in changed.shared
+            part = _Part(frozenset(changed.ports), frozenset(changed.stale), has_shared=has_shared)
+            parts.append(self._restore_table("nat", part))
+        return "".join(parts)
+
+    def _restore_table(self, table: str, part: _Part) -> str:
+        shared = self._shared_chains(table) if part.has_shared else {}
+        own = [item for name in sorted(part.ports) for item in self._rules[name].chains.items()]
+        removed = sorted(part.stale)
+        declared = dict.fromkeys((*shared, *part.extra, *(chain for chain, _ in own), *removed))
+        lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in declared), *part.jumps]
+        for rules in shared.values():
+            lines += rules
+        for _, chain_rules in own:
+            lines += chain_rules
+        lines += [f"-X {chain}" for chain in removed]
+        return "\n".join((*lines, "COMMIT", ""))
+
+    def _shared_chains(self, table: str) -> dict[str, list[str]]:
+        """The chains that are rewritten as a whole, with all their rules, in the order in which they are declared."""
+        if table == "filter":
+            held: dict[str, list[str]] = {chain: [] for chain in chains.FILTER_CHAINS}
+            if self._settings.has_localhost_node_ports and self._settings.family is Family.IPV4:
+                held[chains.KUBELET_FIREWALL] = []
+            static, tail = static_filter_rules(self._settings), []
+        else:
+            held = {chain: [] for chain in chains.NAT_CHAINS}
+            static, tail = static_nat_rules(self._settings), node_port_tail(self._scope, self._settings.family)
+        for chain, rule in (*static, *self._service_rules(table), *tail):
+            held[chain].append(rule)
+        return held
+
+    def _service_rules(self, table: str) -> Iterator[tuple[str, str]]:
+        for name in sorted(self._rules):
+            yield from _shared(self._rules[name], table)
+
+
+def _shared(rules: ServiceRules, table: str) -> tuple[tuple[str, str], ...]:
+    return rules.filter if table == "filter" else rules.nat
+
+
+def _missing_jumps(table: str, found: Found) -> tuple[str, ...]:
+    present = found.built_in_rules.get(table, frozenset())
+    return tuple(
+        f"-I {jump.chain} 1 {jump.rule.removeprefix(f'-A {jump.chain} ')}"
+        for jump in JUMPS
+        if jump.table == table and jump.rule not in present
+    )
+
+
+def parse_saved(text: str) -> Found:
+    """The part of iptables-save's output that a full sync needs.
+
+    Args:
+        text: of any tables; counters may be shown.
+    """
+    user_chains: dict[str, set[str]] = {}
+    rules: dict[str, set[str]] = {}
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+            user_chains[table], rules[table] = set(), set()
+        elif line.startswith(":"):
+            name, policy, *_ = line[1:].split()
+            if policy == "-":
+                user_chains[table].add(name)
+        elif line.startswith("-A ") and line.split(" ", 2)[1] not in user_chains[table]:
+            rules[table].add(line)
+    return Found(
+        {table: frozenset(names) for table, names in user_chains.items()},
+        {table: frozenset(lines) for table, lines in rules.items()},
+    )

@@ -1,0 +1,194 @@
+"""What has changed since the last sync: objects in, the delta of plans out.
+
+Law: pure. A change to one Service costs work for that Service alone, and an edit without effect costs nothing below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from kproxy.api.types import EndpointSlice, Node, Service, ServiceCIDR
+from kproxy.proxy.endpoints import Endpoint, PortKey, from_slices, local_ready_addresses, service_of
+from kproxy.proxy.family import Family
+from kproxy.proxy.plan import Circumstances, NodePortScope, PlanDelta, PortPlan, plan_port
+from kproxy.proxy.services import PortSpec, ServiceName, ServicePortName, port_specs
+
+Tracked = Service | EndpointSlice | Node | ServiceCIDR
+
+
+class ObjectKey(NamedTuple):
+    """Which object; the namespace of a cluster-scoped one is empty."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.kind} "{self.namespace}/{self.name}"' if self.namespace else f'{self.kind} "{self.name}"'
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One object is different now; old is None when it is new, new is None when it is gone."""
+
+    key: ObjectKey
+    old: Tracked | None
+    new: Tracked | None
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Changes that a source saw together.
+
+    Attributes:
+        changes: in the order in which they happened.
+        reached: per kind, the resourceVersion up to which the source has now told everything. A kind that is named has
+            its first full list in.
+    """
+
+    changes: tuple[Change, ...]
+    reached: Mapping[str, int]
+
+
+class HealthCheck(NamedTuple):
+    """A Service's health check node port, and how many ready endpoints it has on this node."""
+
+    port: int
+    local_endpoints: int
+
+
+class Tracker:
+    """The state of all Services of one family, and which of them have to be looked at again."""
+
+    def __init__(self, family: Family, node_name: str) -> None:
+        self._family = family
+        self._node_name = node_name
+        self._specs: dict[ServiceName, dict[ServicePortName, PortSpec]] = {}
+        self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
+        self._slice_owner: dict[ServiceName, ServiceName] = {}
+        self._endpoints: dict[ServiceName, dict[PortKey, tuple[Endpoint, ...]]] = {}
+        self._plans: dict[ServicePortName, PortPlan] = {}
+        self._ports_of_plans: dict[ServiceName, tuple[ServicePortName, ...]] = {}
+        self._planned_for: Circumstances | None = None
+        self._dirty: set[ServiceName] = set()
+        self._has_udp_changes = False
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether there is anything that the last delta did not hold."""
+        return bool(self._dirty)
+
+    def take(self, changes: Iterable[Change]) -> None:
+        """Take changes in; those of kinds that no plan depends on are passed over."""
+        for change in changes:
+            name = ServiceName(change.key.namespace, change.key.name)
+            if change.key.kind == "Service":
+                self._take_service(name, change.new if isinstance(change.new, Service) else None)
+            elif change.key.kind == "EndpointSlice":
+                self._take_slice(name, change.new if isinstance(change.new, EndpointSlice) else None)
+
+    def _take_service(self, name: ServiceName, service: Service | None) -> None:
+        before = self._specs.get(name, {})
+        after = port_specs(service, self._family) if service else {}
+        if before == after:
+            return
+        self._mark(name, (*before, *after))
+        if after:
+            self._specs[name] = after
+        else:
+            del self._specs[name]
+
+    def _take_slice(self, slice_name: ServiceName, slice_: EndpointSlice | None) -> None:
+        """A slice may move to another Service by its label; both are then looked at again."""
+        owner = service_of(slice_) if slice_ and slice_.address_type == self._family.value else ""
+        before = self._slice_owner.pop(slice_name, None)
+        after = ServiceName(slice_name.namespace, owner) if owner else None
+        if before is not None and before != after:
+            self._slices[before].pop(slice_name.name, None)
+            self._refresh(before)
+        if after is not None and slice_ is not None:
+            self._slice_owner[slice_name] = after
+            self._slices.setdefault(after, {})[slice_name.name] = slice_
+            self._refresh(after)
+
+    def _refresh(self, service: ServiceName) -> None:
+        slices = self._slices[service]
+        before = self._endpoints.get(service, {})
+        after = from_slices((slices[name] for name in sorted(slices)), self._family, self._node_name)
+        if not slices:
+            del self._slices[service]
+        if before == after:
+            return
+        self._mark(service, (*before, *after))
+        if after:
+            self._endpoints[service] = after
+        else:
+            del self._endpoints[service]
+
+    def _mark(self, service: ServiceName, ports: Iterable[PortKey | ServicePortName]) -> None:
+        self._dirty.add(service)
+        self._has_udp_changes |= any(port.protocol == "UDP" for port in ports)
+
+    def delta(self, around: Circumstances, node_ports: NodePortScope, *, is_full: bool = False) -> PlanDelta:
+        """What has changed since the last delta; with ``is_full`` everything there is, as a delta from nothing.
+
+        Args:
+            around: what plans depend on beside Services; when it is not what it was, every Service is planned anew.
+            node_ports: the node port scope as of now.
+            is_full: make a full delta.
+        """
+        if around != self._planned_for:
+            self._planned_for = around
+            self._dirty.update(self._specs)
+        before = {name: self._plans.get(name) for service in self._dirty for name in self._planned_ports(service)}
+        for service in self._dirty:
+            self._plan(service, around)
+        self._dirty.clear()
+        if is_full:
+            return PlanDelta(dict(self._plans), node_ports=node_ports, is_full=True)
+        return PlanDelta(
+            {name: plan for name, old in before.items() if (plan := self._plans.get(name)) and plan != old},
+            frozenset(name for name, old in before.items() if old and name not in self._plans),
+            node_ports,
+        )
+
+    def _planned_ports(self, service: ServiceName) -> Iterator[ServicePortName]:
+        yield from self._specs.get(service, ())
+        yield from self._ports_of_plans.get(service, ())
+
+    def _plan(self, service: ServiceName, around: Circumstances) -> None:
+        for name in self._ports_of_plans.pop(service, ()):
+            del self._plans[name]
+        specs = self._specs.get(service, {})
+        for name, spec in specs.items():
+            self._plans[name] = plan_port(spec, self._endpoints_of(service, spec), around)
+        if specs:
+            self._ports_of_plans[service] = tuple(specs)
+
+    def _endpoints_of(self, service: ServiceName, spec: PortSpec) -> Sequence[Endpoint]:
+        return self._endpoints.get(service, {}).get(PortKey(spec.name.port, spec.name.protocol), ())
+
+    # what is done after a sync
+
+    def pop_udp_changes(self) -> bool:
+        """Whether a UDP port, or its endpoints, changed since this was asked last."""
+        had, self._has_udp_changes = self._has_udp_changes, False
+        return had
+
+    def udp_ports(self) -> Iterator[tuple[PortSpec, frozenset[str]]]:
+        """Every UDP service port and its serving endpoints ("ip:port"), whatever policies say."""
+        for service, specs in self._specs.items():
+            for spec in specs.values():
+                if spec.name.protocol == "UDP":
+                    endpoints = self._endpoints_of(service, spec)
+                    yield spec, frozenset(endpoint.address for endpoint in endpoints if endpoint.is_serving)
+
+    def health_checks(self) -> dict[ServiceName, HealthCheck]:
+        """The Services that have a health check node port."""
+        found = {}
+        for service, specs in self._specs.items():
+            port = next((spec.health_check_node_port for spec in specs.values()), 0)
+            if port:
+                found[service] = HealthCheck(port, local_ready_addresses(self._endpoints.get(service, {})))
+        return found

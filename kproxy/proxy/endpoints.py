@@ -1,0 +1,179 @@
+"""Which endpoints may this node use: EndpointSlices in, the sets for each traffic policy out.
+
+Law: pure; nothing here knows of rules, sockets or clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from kproxy.api.types import EndpointSlice, SliceEndpoint
+from kproxy.proxy.family import Family, canonical_address
+from kproxy.proxy.services import PortSpec
+
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+
+
+class PortKey(NamedTuple):
+    """How a slice's port finds the Service's port: by name and protocol, never by number."""
+
+    name: str
+    protocol: str
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One place that traffic can go to.
+
+    Attributes:
+        address: ``ip:port`` (IPv6 in brackets).
+        is_local: it runs on this node; an endpoint without nodeName is remote.
+        is_ready: may get traffic.
+        is_serving: would be ready if it were not terminating.
+        is_terminating: its pod is being deleted.
+        zones: zones whose traffic it should get; empty when it carries no hint.
+        nodes: nodes whose traffic it should get; empty when it carries no hint.
+    """
+
+    address: str
+    is_local: bool = False
+    is_ready: bool = True
+    is_serving: bool = True
+    is_terminating: bool = False
+    zones: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+
+    @property
+    def is_fallback(self) -> bool:
+        """Used only when nothing is ready: terminating, but still serving."""
+        return self.is_serving and self.is_terminating
+
+
+class NodeIdentity(NamedTuple):
+    """What endpoint selection has to know of this node; an empty zone means the node has none."""
+
+    name: str
+    zone: str = ""
+
+
+class Selection(NamedTuple):
+    """Endpoints that one service port may use on this node, each sorted by the text ``ip:port``.
+
+    Attributes:
+        cluster: for policy Cluster; None when no traffic of this port uses it.
+        local: for policy Local; None when no traffic of this port uses it.
+        has_any: some endpoint is usable on some node (decides between refusing and dropping).
+    """
+
+    cluster: tuple[str, ...] | None
+    local: tuple[str, ...] | None
+    has_any: bool
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """Both sets together, sorted."""
+        return tuple(sorted({*(self.cluster or ()), *(self.local or ())}))
+
+
+def service_of(slice_: EndpointSlice) -> str:
+    """Name of the Service that a slice belongs to; empty when the proxy passes the slice over."""
+    labels = slice_.metadata.labels
+    return "" if HEADLESS_LABEL in labels else labels.get(SERVICE_NAME_LABEL, "")
+
+
+def from_slices(slices: Iterable[EndpointSlice], family: Family, node_name: str) -> dict[PortKey, tuple[Endpoint, ...]]:
+    """The endpoints of one Service, merged from its slices, per port; sorted by the text ``ip:port``.
+
+    Ports without name or number are ignored. Of two entries with one ``ip:port`` the later stays, unless it is
+    terminating (kube-proxy: endpointslicecache.go, addEndpoints).
+
+    Args:
+        slices: all slices of the Service, in a stable order; those of the other family are left out.
+        family: the proxier's.
+        node_name: this node; decides which endpoints are local.
+    """
+    merged: dict[PortKey, dict[str, Endpoint]] = {}
+    for slice_ in slices:
+        if slice_.address_type != family.value:
+            continue
+        for port in slice_.ports or ():
+            if port.name is None or not port.port:
+                continue
+            found = merged.setdefault(PortKey(port.name, port.protocol or "TCP"), {})
+            for entry in slice_.endpoints or ():
+                _merge(found, _endpoint(entry, port.port, family, node_name))
+    return {key: tuple(found[address] for address in sorted(found)) for key, found in merged.items()}
+
+
+def _merge(found: dict[str, Endpoint], endpoint: Endpoint | None) -> None:
+    if endpoint is None or (endpoint.is_terminating and endpoint.address in found):
+        return
+    found[endpoint.address] = endpoint
+
+
+def _endpoint(entry: SliceEndpoint, port: int, family: Family, node_name: str) -> Endpoint | None:
+    """One endpoint; None when its first address, the only one read, is missing or no address."""
+    address = canonical_address(entry.addresses[0]) if entry.addresses else ""
+    if not address:
+        return None
+    conditions = entry.conditions
+    hints = entry.hints
+    return Endpoint(
+        address=family.join(address, port),
+        is_local=bool(entry.node_name) and entry.node_name == node_name,
+        is_ready=conditions.ready is not False,
+        is_serving=conditions.serving is not False,
+        is_terminating=conditions.terminating is True,
+        zones=frozenset(zone.name for zone in hints.for_zones) if hints else frozenset(),
+        nodes=frozenset(node.name for node in hints.for_nodes) if hints else frozenset(),
+    )
+
+
+def select(port: PortSpec, endpoints: Sequence[Endpoint], node: NodeIdentity) -> Selection:
+    """What kube-proxy's CategorizeEndpoints (topology.go) chooses.
+
+    Policy Cluster takes the ready endpoints that the topology hints leave, else every one that serves while
+    terminating. Policy Local takes this node's ready endpoints, else this node's serving ones, and never looks at
+    hints. The two fall back independently.
+    """
+    ready = [endpoint for endpoint in endpoints if endpoint.is_ready]
+    fallback = [endpoint for endpoint in endpoints if endpoint.is_fallback]
+    uses_cluster = not port.is_internal_local or port.is_externally_accessible
+    uses_local = port.is_internal_local or (port.is_external_local and port.is_externally_accessible)
+    cluster = local = None
+    if uses_cluster:
+        cluster = _addresses(_preferred(ready, node) or fallback)
+    if uses_local:
+        local_ready = [endpoint for endpoint in ready if endpoint.is_local]
+        local = _addresses(local_ready or [endpoint for endpoint in fallback if endpoint.is_local])
+    return Selection(cluster, local, has_any=bool(ready or fallback))
+
+
+def _preferred(ready: Sequence[Endpoint], node: NodeIdentity) -> Sequence[Endpoint]:
+    """Ready endpoints that the hints leave to this node; all of them unless every single one carries a hint."""
+    for hinted, own in (
+        ([endpoint.nodes for endpoint in ready], node.name),
+        ([endpoint.zones for endpoint in ready], node.zone),
+    ):
+        if own and all(hinted) and any(own in hints for hints in hinted):
+            return [endpoint for endpoint, hints in zip(ready, hinted, strict=True) if own in hints]
+    return ready
+
+
+def _addresses(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    return tuple(sorted(endpoint.address for endpoint in endpoints))
+
+
+def local_ready_addresses(endpoints_by_port: Mapping[PortKey, Sequence[Endpoint]]) -> int:
+    """Number of distinct addresses of ready endpoints on this node: the health check node port's count."""
+    return len(
+        {
+            endpoint.address.rpartition(":")[0]
+            for endpoints in endpoints_by_port.values()
+            for endpoint in endpoints
+            if endpoint.is_local and endpoint.is_ready
+        }
+    )

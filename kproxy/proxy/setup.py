@@ -1,0 +1,103 @@
+"""What a proxier of one family works with, worked out from the configuration, the Node and the host.
+
+Law: pure; what the host has is an argument, so that ``kproxy render`` gets the same answers without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from kproxy.proxy.backends.iptables.rules import Settings
+from kproxy.proxy.config import ProxyConfig
+from kproxy.proxy.detection import detector
+from kproxy.proxy.endpoints import NodeIdentity
+from kproxy.proxy.family import Family, canonical_address, contains
+from kproxy.proxy.node import NodeFacts
+from kproxy.proxy.plan import Circumstances, NodePortScope
+
+LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
+UNSPECIFIED = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+
+
+class HostFeatures(msgspec.Struct, frozen=True):
+    """What the host's kernel and tools can do, as far as rules depend on it.
+
+    Attributes:
+        counters: nfacct counters that exist.
+        has_random_fully: iptables knows MASQUERADE --random-fully.
+        is_liberal: conntrack was told to take TCP packets out of window for valid (nf_conntrack_tcp_be_liberal).
+    """
+
+    counters: frozenset[str] = frozenset()
+    has_random_fully: bool = True
+    is_liberal: bool = False
+
+
+def node_ip(config: ProxyConfig, node: NodeFacts, family: Family) -> str:
+    """The node's address: --bind-address if it says one of this family, else the Node's, else loopback."""
+    bound = canonical_address(config.bind_address)
+    if bound not in UNSPECIFIED and family.has(bound):
+        return bound
+    return node.ips.get(family, LOOPBACK[family])
+
+
+def has_localhost_node_ports(config: ProxyConfig, node: NodeFacts, family: Family) -> bool:
+    """Whether node ports answer on 127.0.0.1: never for IPv6, where the kernel cannot route it."""
+    if family is Family.IPV6 or not config.iptables_localhost_nodeports:
+        return False
+    cidrs = config.node_port_cidrs(family, node_ip(config, node, family))
+    return any(contains(cidr, LOOPBACK[family]) for cidr in cidrs)
+
+
+def iptables_settings(config: ProxyConfig, node: NodeFacts, family: Family, host: HostFeatures) -> Settings:
+    """What rules of this family depend on beside plans."""
+    return Settings(
+        family=family,
+        mark=1 << config.iptables_masquerade_bit,
+        detector=detector(config, family, node.pod_cidrs.get(family, "")),
+        has_localhost_node_ports=has_localhost_node_ports(config, node, family),
+        drops_invalid=not (host.is_liberal or config.conntrack_tcp_be_liberal),
+        counters=host.counters,
+        has_random_fully=host.has_random_fully,
+    )
+
+
+def circumstances(config: ProxyConfig, name: str, node: NodeFacts, family: Family) -> Circumstances:
+    """What plans of this family depend on beside Services."""
+    return Circumstances(
+        node=NodeIdentity(name, node.zone),
+        node_ips=(node_ip(config, node, family),),
+        has_detector=detector(config, family, node.pod_cidrs.get(family, "")) is not None,
+        masquerade_all=config.masquerade_all,
+    )
+
+
+def node_port_scope(
+    config: ProxyConfig, node: NodeFacts, family: Family, local_addresses: Iterable[str]
+) -> NodePortScope:
+    """On which addresses node ports answer now.
+
+    Args:
+        config: --nodeport-addresses and --iptables-localhost-nodeports.
+        node: this node.
+        family: the proxier's.
+        local_addresses: the host's own addresses, canonical, loopback included.
+    """
+    uses_loopback = has_localhost_node_ports(config, node, family)
+    cidrs = config.node_port_cidrs(family, node_ip(config, node, family))
+    if family.everything in cidrs:
+        return NodePortScope(None, uses_loopback)
+    chosen = {
+        address
+        for address in local_addresses
+        if family.has(address)
+        and any(contains(cidr, address) for cidr in cidrs)
+        and (uses_loopback or not _is_loopback(address))
+    }
+    return NodePortScope(tuple(sorted(chosen)), uses_loopback)
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")

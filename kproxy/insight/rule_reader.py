@@ -1,0 +1,131 @@
+"""The process that reads one node's legacy iptables tables with python-iptables, for `kproxy.insight.rule_counters`.
+
+Law: it enters the namespace before ``import iptc`` (which keeps handles by table name, whatever the namespace), it
+never writes a rule, and it speaks through a socket, since iptc redirects file descriptor 1.
+
+A request is a line ``counters 4`` or ``rules 6``; the answer is one line of JSON: ``shape`` says whether the rules are
+still the same ones, ``found`` the packet counters in order or the rules as `Rule` takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from netns import libc
+
+TABLES = ("nat", "filter")
+
+
+class Reader:
+    """Reads through python-iptables.
+
+    Args:
+        iptc: the module, imported inside the namespace.
+    """
+
+    def __init__(self, iptc: Any) -> None:
+        self._iptc = iptc
+
+    def counters(self, family: int) -> tuple[str, list[int]]:
+        """A digest of the chains, their lengths and targets, and every rule's packet counter."""
+        digest = hashlib.sha256()
+        packets: list[int] = []
+        for table in self._tables(family):
+            for chain in table.chains:
+                digest.update(f"{table.name} {chain.name}\n".encode())
+                for entry in _entries(table, chain.name):
+                    packets.append(entry.counters.pcnt)
+                    digest.update((table.get_target(entry) or b"") + b"\n")
+        return digest.hexdigest(), packets
+
+    def rules(self, family: int) -> tuple[str, list[list[Any]]]:
+        """The same digest, and every rule."""
+        shape, _ = self.counters(family)
+        return shape, [
+            [table.name, chain.name, number, _target(rule), _matches(rule), _parameters(rule.target), rule.counters[0]]
+            for table in self._tables(family)
+            for chain in table.chains
+            for number, rule in enumerate(chain.rules, 1)
+        ]
+
+    def _tables(self, family: int) -> Iterator[Any]:
+        kind = self._iptc.Table if family == 4 else self._iptc.Table6
+        for name in TABLES:
+            table = kind(name, autocommit=False)
+            table.refresh()
+            yield table
+
+
+def _entries(table: Any, chain: str) -> Iterator[Any]:
+    entry = table.first_rule(chain)
+    while entry:
+        yield entry
+        entry = table.next_rule(entry)
+
+
+def _target(rule: Any) -> str:
+    name = rule.target.name if rule.target is not None else ""
+    return "" if name is None else str(name)
+
+
+def _parameters(extension: Any) -> dict[str, str]:
+    if extension is None:
+        return {}
+    return {name: _text(value) for name, value in extension.get_all_parameters().items()}
+
+
+def _text(value: Any) -> str:
+    """A parameter as iptables-save has it; python-iptables gives lists, with "!" first where it is inverted."""
+    words = [value] if isinstance(value, str) else [str(word) for word in value]
+    inverted = "!" if words[:1] == ["!"] else ""
+    return inverted + " ".join(words[1:] if inverted else words)
+
+
+def _matches(rule: Any) -> dict[str, dict[str, str]]:
+    ip = {
+        "source": _network(rule.src),
+        "destination": _network(rule.dst),
+        "protocol": rule.protocol if rule.protocol not in ("ip", "ipv6") else "",
+        "in": rule.in_interface or "",
+        "out": rule.out_interface or "",
+    }
+    found = {"ip": {name: value for name, value in ip.items() if value}}
+    for match in rule.matches:
+        found.setdefault(match.name, {}).update(_parameters(match))
+    return found
+
+
+def _network(text: str) -> str:
+    """An address and mask as a prefix; empty for "any"."""
+    inverted = "!" if text.startswith("!") else ""
+    network = ipaddress.ip_network(text.removeprefix("!"), strict=False)
+    return "" if network.prefixlen == 0 else f"{inverted}{network}"
+
+
+def main(namespace: int, connection: int) -> None:
+    """Serves requests until the client hangs up."""
+    libc.setns(namespace)
+    os.close(namespace)
+    reader = Reader(import_module("iptc"))
+    with socket.socket(fileno=connection) as client:
+        for line in client.makefile("r"):
+            what, family = line.split()
+            answer: dict[str, Any]
+            try:
+                shape, found = reader.counters(int(family)) if what == "counters" else reader.rules(int(family))
+                answer = {"shape": shape, "found": found}
+            except Exception as error:  # noqa: BLE001 - python-iptables raises its own kinds; the client says it
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            client.sendall(json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -35,6 +35,12 @@ _MAX_PATHS: Final = 32 * 1024 * 1024
 
 _EXACT_IN_FLOAT: Final = 2**53
 _CHUNK: Final = re.compile(r"(\[[^\]]*\]|\.[^.\[]*)$")
+# Errors name the plural, and one field with a capital, where people may have written the other.
+_WRITTEN_AS: Final = {
+    "spec.clusterIPs": "spec.clusterIP",
+    "spec.LoadBalancerSourceRanges": "spec.loadBalancerSourceRanges",
+    "status.podIPs": "status.podIP",
+}
 _BRACKETED_NAME: Final = re.compile(r"\[([A-Za-z_$][A-Za-z0-9_$-]*)\]")
 
 
@@ -55,6 +61,9 @@ class Origin:
     def line_of(self, field_path: str) -> int:
         """The line of a field, or of the nearest field above it that is written down."""
         path = _BRACKETED_NAME.sub(r".\1", field_path)
+        for name, written in _WRITTEN_AS.items():
+            if path.startswith(name) and name not in self.lines:
+                path = written + path[len(name) :]
         while path:
             if (line := self.lines.get(path)) is not None:
                 return line
@@ -309,10 +318,8 @@ def _read_json(text: str, file: str) -> list[_Root] | None:
         if is_json_file:
             raise _TextError(error.lineno, f"not JSON: {error.msg}") from None
         return None
-    except RecursionError:
-        raise _TextError(0, f"nested more than {MAX_DEPTH} deep") from None
-    except ValueError:
-        return None  # a repeated key or an impossible number: the YAML reader says where
+    except (ValueError, RecursionError):
+        return None  # a repeated key, an impossible number, too deep: the YAML reader says where
     first_line = text.count("\n", 0, len(text) - len(stripped)) + 1
     if _is_too_deep(value):
         raise _TextError(first_line, f"nested more than {MAX_DEPTH} deep")

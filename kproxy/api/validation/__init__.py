@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from kproxy.api import formats
+from kproxy.api import formats, known_fields
+from kproxy.api.defaults import default
 from kproxy.api.field_errors import FieldError, required
 from kproxy.api.kinds import BY_API
 from kproxy.api.types import Object
 from kproxy.api.validation import cluster_scoped, endpoints, metadata, pods, services, workloads
 
-__all__ = ["validate"]
+__all__ = ["prepare", "validate"]
 
 Check = Callable[[Object], Iterator[FieldError]]
 UpdateCheck = Callable[[Object, Object], Iterator[FieldError]]
@@ -76,6 +77,24 @@ def validate(obj: Object, old: Object | None = None, *, is_complete: bool = True
         if (obj.get("metadata") or {}).get("generateName"):
             errors = [error for error in errors if error != metadata.NAME_REQUIRED]
     return errors
+
+
+def prepare(obj: Object, *, is_complete: bool = False) -> tuple[Object, list[FieldError]]:
+    """An object as its author wrote it, made ready for use: its fields checked, defaults filled in, values validated.
+
+    Args:
+        obj: any mapping.
+        is_complete: as for ``validate``.
+
+    Returns:
+        The defaulted object and no errors; or the object as it was and all of its errors.
+    """
+    errors = known_fields.check(obj)
+    if errors:
+        return obj, errors
+    defaulted = default(obj)
+    errors = validate(defaulted, is_complete=is_complete)
+    return (obj, errors) if errors else (defaulted, [])
 
 
 # What an API server fills in between defaulting and validation.

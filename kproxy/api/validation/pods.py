@@ -106,9 +106,22 @@ def _check_containers(spec: Object, path: str) -> Iterator[FieldError]:
             yield from _check_ports(ports, f"{below}.ports", port_names if key == "containers" else set())
             yield from _check_host_ports(ports, f"{below}.ports", uses_host_network=spec.get("hostNetwork") is True)
             yield from _check_env(container.get("env") or [], f"{below}.env")
+            yield from _check_program(container, below)
             yield from _check_mounts(container.get("volumeMounts") or [], volumes, f"{below}.volumeMounts")
             if (container.get("securityContext") or {}).get("privileged") is True:
                 yield forbidden(f"{below}.securityContext.privileged", REFUSED)
+
+
+def _check_program(container: Object, path: str) -> Iterator[FieldError]:
+    # Kubernetes leaves this to the container runtime; here nothing between us and execve would say it.
+    values = [(f"{path}.workingDir", container.get("workingDir") or "")]
+    values += [
+        (f"{path}.{key}[{i}]", text) for key in ("command", "args") for i, text in enumerate(container.get(key) or [])
+    ]
+    values += [(f"{path}.env[{i}].value", env.get("value") or "") for i, env in enumerate(container.get("env") or [])]
+    for below, text in values:
+        if "\0" in text:
+            yield invalid(below, text, "must not contain a NUL character")
 
 
 def _check_name(name: str, path: str, names: set[str]) -> Iterator[FieldError]:

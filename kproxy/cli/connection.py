@@ -75,12 +75,13 @@ def lab_status(client: Client) -> LabStatus:
 
 
 def kind_named(word: str) -> Kind:
-    """The kind that a word on the command line means.
+    """The kind that a word on the command line means: ``svc``, or with its group ``deployments.apps``.
 
     Raises:
         UserError: there is none.
     """
-    kind = find(word)
-    if kind is None:
+    name, dot, group = word.partition(".")
+    kind = find(name)
+    if kind is None or (dot and kind.group != group):
         raise UserError(f'the server doesn\'t have a resource type "{word}"')
     return kind

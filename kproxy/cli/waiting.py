@@ -128,7 +128,7 @@ def replicas_problem(obj: Object) -> str:
     if obj["kind"] == DEPLOYMENT.name and status.get("updatedReplicas", 0) != wanted:
         return f"{status.get('updatedReplicas', 0)} of {wanted} pods have the new template"
     if status.get("replicas", 0) > wanted:
-        return f"{status['replicas'] - wanted} pods too many"
+        return f"{status['replicas']} pods, {wanted} wanted"
     ready = status.get("readyReplicas", 0)
     return "" if ready == wanted else f"{ready} of {wanted} pods ready"
 

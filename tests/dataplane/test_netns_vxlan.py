@@ -1,12 +1,16 @@
 """Tunnels between nodes: packets of exactly the tunnel's MTU cross, one byte more is refused."""
 
+import dataclasses
 import errno
 from collections.abc import Iterator
 
 import pytest
-from netns_world import World, reaches, world
+from netns_world import World, host_network, pods_on_a_node, reaches, world
 
 from netns.build import build
+from netns.errors import NetnsError
+from netns.ip_batch import measure
+from netns.namespace import exists
 from netns.topology import (
     AddressSpec,
     BridgeSpec,
@@ -19,6 +23,7 @@ from netns.topology import (
     Topology,
     VethSpec,
     VxlanSpec,
+    merge,
 )
 
 pytestmark = pytest.mark.root
@@ -93,3 +98,16 @@ def test_without_the_forwarding_entry_nothing_crosses(here: World) -> None:
     assert not reaches(one, two, "10.79.2.0")
     build(whole, here.journal(), here.private)
     assert reaches(one, two, "10.79.2.0")
+
+
+def test_ip_and_bridge_accept_the_same_topology(here: World) -> None:
+    """The yardstick builds what we build, sees nothing of ours, and leaves nothing."""
+    before = host_network()
+    whole = merge(two_nodes(here.prefix, "4", "6"), pods_on_a_node(here.prefix))
+    build(whole, here.journal(), here.private)
+    assert 0 < measure(whole) < 10
+    twice = dataclasses.replace(whole.veths[0], mtu=1000)
+    with pytest.raises(NetnsError, match=r"cannot be measured\n  call: ip -batch -: .*File exists"):
+        measure(merge(whole, Topology(veths=(twice,))))
+    assert host_network() == before
+    assert exists(here.namespace("node1"))

@@ -316,7 +316,7 @@ def promise(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
         return Promise(Verdict.NO_ROUTE)
     if frontend.kind is FrontendKind.POD:
         return _direct(view, place, frontend)
-    node = _translator(view, place, frontend)
+    node = translator(view, place, frontend)
     if node is None:
         return Promise(Verdict.NO_ROUTE)
     candidates = backends(view, frontend.service, frontend.service_port, frontend.family)
@@ -438,8 +438,8 @@ def _arrival(view: ClusterView, address: str) -> NodeView | None:
     return view.node_by_name[max(routes, key=lambda route: ip_network(route.to).prefixlen).via]
 
 
-def _translator(view: ClusterView, place: Place, frontend: Frontend) -> NodeView | None:
-    """The node whose proxy rewrites the packet; None if it reaches none."""
+def translator(view: ClusterView, place: Place, frontend: Frontend) -> NodeView | None:
+    """The node whose proxy rewrites a packet from ``place`` to ``frontend``; None if it reaches none."""
     if place.node is None:
         return _arrival(view, frontend.address)
     if frontend.kind is FrontendKind.NODE_PORT:

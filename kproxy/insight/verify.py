@@ -1,0 +1,373 @@
+"""The proof: packets from every client place to every frontend, and what was seen of them, beside what is promised.
+
+The first pass sends from all places at once and counts. Silence counts as a drop only if a control, a closed port of
+the node that would have rewritten the packet, answered the same client right after it. The second pass takes one packet
+at a time, and says from the counters of the rules which chains it crossed.
+
+Law: it looks, it never changes anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from kproxy.insight.oracle import (
+    KEPT,
+    Answer,
+    ClusterView,
+    FrontendKind,
+    NodeView,
+    Promise,
+    Verdict,
+    first_of_family,
+    host_port,
+    translator,
+)
+from kproxy.insight.rows import Row
+from kproxy.insight.rule_counters import RuleReader, chains_crossed, open_reader
+from kproxy.insight.view import Surroundings
+from netns.probe import Outcome, PacketWorker, Probe, Result, Sighting, Station
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and how much there is."""
+
+TTL = 64
+"""What every probe starts with, as Linux does."""
+
+MOST_STATIONS = 64
+"""Pods that are watched even though no promise names them, so that a packet gone astray is found."""
+
+BATCH = 8
+"""Connections that every answering frontend gets at least: one in two wrong ones is missed once in 256 times."""
+
+MISS = 14
+"""An endpoint of n is given up after n * (MISS + log2 n) connections: a healthy one is missed once in a million."""
+
+SCOUT_TIMEOUT = 0.3
+"""Seconds for the first packet to each frontend; answers take a few ms, more while neighbours are being resolved."""
+
+ROUND_TIMEOUT = 0.5
+SILENCE_TRIES = 3
+"""How often nothing at all must have come back."""
+
+ICMP_PAUSE = 1.05
+"""Seconds after which Linux lets one more ICMP error out to the same host (net.ipv4.icmp_ratelimit; six at once)."""
+
+ICMP_TRIES = 12
+DROP_TIMEOUT = 0.1
+"""Seconds that the second pass waits for what the first has proven to be silent."""
+
+CONTROL_PORT = 1
+"""tcpmux, which nobody listens on: a node answers it with a RST."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the packets of one row came to.
+
+    Attributes:
+        answers: the endpoints that answered, each as it saw the client.
+        lost: endpoints that got packets to which no answer came back.
+        notes: what makes the row wrong beside all that, in words.
+    """
+
+    verdict: Verdict
+    answers: tuple[Answer, ...] = ()
+    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One row with its proof.
+
+    Attributes:
+        why: the KUBE- chains in which a rule matched one more packet of the row; empty also when it was not asked for.
+    """
+
+    row: Row
+    seen: Seen
+    why: tuple[str, ...] = ()
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the promise was kept."""
+        return is_kept(self.row.promise, self.seen)
+
+
+def is_kept(promise: Promise, seen: Seen) -> bool:
+    """Whether what was seen is what was promised: all of it, and nothing else."""
+    if seen.verdict is not promise.verdict or seen.notes or not set(seen.lost) <= set(promise.lost):
+        return False
+    if promise.is_sticky and promise.answers:
+        return len({answer.endpoint for answer in seen.answers}) == 1 and set(seen.answers) <= set(promise.answers)
+    return set(seen.answers) == set(promise.answers)
+
+
+@dataclass
+class Tally:
+    """What has come of the packets of one row so far."""
+
+    row: Row
+    outcomes: list[Outcome] = field(default_factory=list)
+    arrivals: dict[int, tuple[str, str, int]] = field(default_factory=dict)
+    control_failed: bool = False
+
+    @property
+    def results(self) -> set[Result]:
+        """The kinds of outcomes so far."""
+        return {outcome.result for outcome in self.outcomes}
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing has come back for any packet."""
+        return self.results == {Result.SILENT}
+
+    def arrive(self, seen: Sighting) -> None:
+        """Takes in that an endpoint's stack was handed a packet of this row."""
+        endpoint = host_port(seen.destination, seen.destination_port)
+        self.arrivals[seen.token] = (endpoint, seen.source, TTL - seen.ttl)
+
+    def wants(self) -> int:
+        """How many connections more are needed to be sure."""
+        if self.is_silent:
+            # Where answers are promised to be lost some packets may still find an endpoint whose answer comes back.
+            return BATCH if self.row.promise.lost and len(self.outcomes) == 1 else 0
+        if Result.ANSWERED not in self.results:
+            return 0
+        if len(self.outcomes) < BATCH:
+            return BATCH
+        missing = {answer.endpoint for answer in self.row.promise.answers} - {
+            seen[0] for seen in self.arrivals.values()
+        }
+        if not missing or self.row.promise.is_sticky:
+            return 0
+        endpoints = len(self.row.promise.answers) + len(self.row.promise.lost)
+        left = round(endpoints * (endpoints.bit_length() + MISS)) - len(self.outcomes)
+        return max(0, min(left, BATCH * endpoints))
+
+    def seen(self) -> Seen:
+        """The sum of it."""
+        answered = [outcome for outcome in self.outcomes if outcome.result is Result.ANSWERED]
+        silent = [outcome for outcome in self.outcomes if outcome.result is Result.SILENT]
+        lost = {self.arrivals[outcome.token][0] for outcome in silent if outcome.token in self.arrivals}
+        return Seen(
+            verdict=self._verdict(),
+            answers=tuple(sorted({answer for outcome in answered if (answer := self._answer(outcome))})),
+            lost=tuple(sorted(lost)),
+            notes=tuple(self._notes(answered, silent)),
+        )
+
+    def _verdict(self) -> Verdict:
+        for result, verdict in (
+            (Result.ANSWERED, Verdict.ANSWERED),
+            (Result.REFUSED, Verdict.REFUSED),
+            (Result.NO_ROUTE, Verdict.NO_ROUTE),
+        ):
+            if result in self.results:
+                return verdict
+        return Verdict.DROPPED
+
+    def _answer(self, outcome: Outcome) -> Answer | None:
+        if outcome.token not in self.arrivals:
+            return None
+        endpoint, source, hops = self.arrivals[outcome.token]
+        return Answer(endpoint, KEPT if source == outcome.source else source, hops)
+
+    def _notes(self, answered: Sequence[Outcome], silent: Sequence[Outcome]) -> Iterable[str]:
+        total = len(self.outcomes)
+        if self.control_failed:
+            yield "silence proves nothing: the control got no answer either"
+        unwatched = sum(outcome.token not in self.arrivals for outcome in answered)
+        if unwatched:
+            yield f"{unwatched} of {total} connections were answered by nobody that is watched"
+        if not answered:
+            return
+        for result in (Result.REFUSED, Result.NO_ROUTE):
+            count = sum(outcome.result is result for outcome in self.outcomes)
+            if count:
+                yield f"{count} of {total} connections: {result}"
+        vanished = sum(outcome.token not in self.arrivals for outcome in silent)
+        if vanished:
+            yield f"{vanished} of {total} connections got no answer and reached no endpoint"
+
+
+class Prover:
+    """Sends the packets and reads the counters; a context manager that ends its processes.
+
+    Args:
+        surroundings: the lab.
+        rows: what is to be proven; tells which namespaces are needed.
+        progress: is told how far it is.
+    """
+
+    def __init__(self, surroundings: Surroundings, rows: Sequence[Row], progress: Progress = lambda *_: None) -> None:
+        self._surroundings = surroundings
+        self._rows = rows
+        self._progress = progress
+        self._worker = PacketWorker()
+        self._readers: dict[str, RuleReader] = {}
+        self._stations: dict[str, Station] = {}
+        try:
+            for name in _watched(surroundings, rows):
+                self._stations[name] = self._worker.station(surroundings.namespaces[name])
+        except BaseException:
+            self.close()
+            raise
+
+    def prove(self) -> list[Proof]:
+        """The first pass: every row with what was seen, without *why*."""
+        tallies = [Tally(row) for row in self._rows]
+        self._send({id(tally): (tally, 1) for tally in tallies}, SCOUT_TIMEOUT)
+        while wanting := {id(tally): (tally, count) for tally in tallies if (count := tally.wants())}:
+            self._send(wanting, ROUND_TIMEOUT)
+            self._progress("sending packets", sum(not tally.wants() for tally in tallies), len(tallies))
+        self._insist(tallies)
+        self._check_controls([tally for tally in tallies if tally.is_silent])
+        return [Proof(tally.row, tally.seen()) for tally in tallies]
+
+    def explain(self, proofs: Sequence[Proof]) -> list[Proof]:
+        """The second pass: the same rows with the chains that one more packet of each crossed.
+
+        Raises:
+            HostError: the counters cannot be read.
+        """
+        explained = []
+        for number, proof in enumerate(proofs, 1):
+            explained.append(Proof(proof.row, proof.seen, self._why(proof)))
+            self._progress("asking why", number, len(proofs))
+        return explained
+
+    def close(self) -> None:
+        """Ends all processes; twice is fine."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        self._worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- first pass
+
+    def _send(self, wanted: Mapping[int, tuple[Tally, int]], timeout: float) -> None:
+        """Sends to all frontends at once, so many connections each, from all clients at once, and takes in the rest."""
+        queues: dict[str, list[Tally]] = {}
+        for tally, count in wanted.values():
+            queues.setdefault(tally.row.place.client, []).extend([tally] * count)
+        for client, queue in queues.items():
+            self._stations[client].begin([_probe(tally.row) for tally in queue], timeout=timeout)
+        by_token: dict[int, Tally] = {}
+        for client, queue in queues.items():
+            for tally, outcome in zip(queue, self._stations[client].outcomes(), strict=True):
+                tally.outcomes.append(outcome)
+                by_token[outcome.token] = tally
+        for station in self._stations.values():
+            for sighting in station.sightings(("syn", "datagram"), "local"):
+                if sighting.token in by_token:
+                    by_token[sighting.token].arrive(sighting)
+
+    def _insist(self, tallies: Sequence[Tally]) -> None:
+        """Asks the silent ones again; where an ICMP error is promised, slowly, as its sender may only send few."""
+        for _ in range(SILENCE_TRIES - 1):
+            silent = {id(tally): (tally, 1) for tally in tallies if tally.is_silent}
+            if silent:
+                self._send(silent, SCOUT_TIMEOUT)
+        for number in range(ICMP_TRIES):
+            waiting = [tally for tally in tallies if tally.is_silent and tally.row.promise.verdict in _BY_ICMP]
+            if not waiting:
+                return
+            self._progress("waiting for the ICMP rate limit", number, ICMP_TRIES)
+            time.sleep(ICMP_PAUSE)
+            first_of_client = {tally.row.place.client: tally for tally in reversed(waiting)}
+            self._send({id(tally): (tally, 1) for tally in first_of_client.values()}, SCOUT_TIMEOUT)
+
+    def _check_controls(self, silent: Sequence[Tally]) -> None:
+        controls: dict[tuple[str, str], list[Tally]] = {}
+        for tally in silent:
+            address = self._control_address(tally.row)
+            if address:
+                controls.setdefault((tally.row.place.client, address), []).append(tally)
+            else:
+                tally.control_failed = True
+        for (client, address), tallies in controls.items():
+            probes = [Probe(address, CONTROL_PORT, ttl=TTL)] * SILENCE_TRIES
+            outcomes = self._stations[client].probe(probes, timeout=SCOUT_TIMEOUT)
+            for tally in tallies:
+                tally.control_failed = all(outcome.result is Result.SILENT for outcome in outcomes)
+
+    def _control_address(self, row: Row) -> str | None:
+        node = _rewriting_node(self._surroundings.view, row)
+        return first_of_family(node.addresses, row.frontend.family) if node else None
+
+    # -- second pass
+
+    def _why(self, proof: Proof) -> tuple[str, ...]:
+        row, family = proof.row, proof.row.frontend.family
+        readers = [self._reader(name) for name in _nodes_on_the_way(self._surroundings.view, proof)]
+        before = [reader.read(family) for reader in readers]
+        timeout = DROP_TIMEOUT if proof.seen.verdict is Verdict.DROPPED else ROUND_TIMEOUT
+        self._stations[row.place.client].probe([_probe(row)], timeout=timeout)
+        crossed: dict[str, None] = {}
+        for reader, rules in zip(readers, before, strict=True):
+            crossed.update(dict.fromkeys(chains_crossed(rules, reader.read(family))))
+        return tuple(crossed)
+
+    def _reader(self, node: str) -> RuleReader:
+        if node not in self._readers:
+            namespace = self._surroundings.namespaces[f"node/{node}"]
+            self._readers[node] = open_reader(namespace, self._surroundings.status.proxy.variant)
+        return self._readers[node]
+
+
+_BY_ICMP = (Verdict.REFUSED, Verdict.NO_ROUTE)
+
+
+def _probe(row: Row) -> Probe:
+    frontend = row.frontend
+    return Probe(frontend.address, frontend.port, frontend.protocol, ttl=TTL)
+
+
+def _watched(surroundings: Surroundings, rows: Sequence[Row]) -> list[str]:
+    """The places that need a station: clients, nodes, endpoints, and other pods as long as there are not too many."""
+    needed = {row.place.client for row in rows} | {f"node/{node.name}" for node in surroundings.view.nodes}
+    pods = surroundings.view.pod_by_address
+    endpoints = {answer.endpoint for row in rows for answer in row.promise.answers}
+    endpoints |= {lost for row in rows for lost in row.promise.lost}
+    for endpoint in endpoints:
+        pod = pods.get(endpoint.rpartition(":")[0].strip("[]"))
+        if pod is not None:
+            needed.add(f"pod/{pod.namespace}/{pod.name}")
+    others = [name for name in surroundings.namespaces if name.startswith("pod/") and name not in needed]
+    return sorted(needed) + others[:MOST_STATIONS]
+
+
+def _rewriting_node(view: ClusterView, row: Row) -> NodeView | None:
+    """The node that would rewrite a row's packets; for a bare pod the client's own, as it is the first on the way."""
+    if row.frontend.kind is FrontendKind.POD:
+        return view.node_by_name[row.place.node] if row.place.node else None
+    return translator(view, row.place, row.frontend)
+
+
+def _nodes_on_the_way(view: ClusterView, proof: Proof) -> list[str]:
+    """Names of the nodes that a packet of the row may cross, in the order in which it does."""
+    row = proof.row
+    if proof.seen.verdict is Verdict.NO_ROUTE and row.place.node is None:
+        return []
+    rewriting = _rewriting_node(view, row)
+    names = [row.place.node, rewriting.name if rewriting else None]
+    for endpoint in (*(answer.endpoint for answer in proof.seen.answers), *proof.seen.lost):
+        address = endpoint.rpartition(":")[0].strip("[]")
+        pod = view.pod_by_address.get(address)
+        node = view.node_by_address.get(address)
+        names.append(pod.node if pod else node.name if node else None)
+    return list(dict.fromkeys(name for name in names if name))

@@ -1,6 +1,6 @@
 """This host's iptables: which of its two variants to use, where the tools are, what they and the kernel can do.
 
-The kernel keeps two sets of tables, the legacy ones and those of nf_tables, and each variant's tools see only their own.
+The kernel keeps two sets of tables, legacy and nf_tables, and each variant's tools see only their own.
 Only ``*-save`` is used to look: ``-S`` and ``-L`` create the tables they are asked about.
 """
 

@@ -1,0 +1,271 @@
+"""The loop: changes -> plans -> backend -> conntrack, health.
+
+Law: one thread, and time comes from outside: ``Agent.handle`` and ``Agent.work`` are told what time it is, so that a
+test can run an hour in a moment. Sources run in threads of their own and hand over immutable batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from kproxy.api.types import Node
+from kproxy.errors import HostError, TransactionError
+from kproxy.proxy.backends import Backend, Condition
+from kproxy.proxy.changes import Batch, HealthCheck, Tracker
+from kproxy.proxy.config import ProxyConfig
+from kproxy.proxy.family import Family
+from kproxy.proxy.health import Health
+from kproxy.proxy.node import NodeFacts, facts
+from kproxy.proxy.progress import Progress
+from kproxy.proxy.runner import MAX_INTERVAL, Runner
+from kproxy.proxy.services import PortSpec, ServiceName
+from kproxy.proxy.setup import circumstances, node_port_scope
+
+_LOG = logging.getLogger(__name__)
+
+CANARY_PATIENCE = 5.0
+"""Seconds to wait for the rest of our chains to go once some have gone (kube-proxy: iptables.Monitor)."""
+CANARY_RECHECK = 0.1
+"""Seconds between looks while waiting so."""
+
+
+class Command(Enum):
+    """What the agent can be told beside changes."""
+
+    RESYNC = "resync"
+    STOP = "stop"
+
+
+class Conntrack(Protocol):
+    """Something that forgets UDP flows which no longer go where they should."""
+
+    def reconcile(self, ports: Iterable[tuple[PortSpec, frozenset[str]]]) -> int:
+        """Delete stale entries; returns how many.
+
+        Raises:
+            HostError: conntrack could not be read or written.
+        """
+
+
+class HealthChecks(Protocol):
+    """The health check node ports of Services."""
+
+    def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
+        """Listen on exactly these ports."""
+
+
+class Proxier(msgspec.Struct, kw_only=True):
+    """One address family of the node.
+
+    Attributes:
+        family: its family.
+        tracker: its Services.
+        backend: where its plans go.
+        runner: when it syncs.
+        conntrack: who cleans up after it.
+        health_checks: who answers load balancers.
+        needs_full_sync: the next sync has to write everything.
+        last_full_sync: when that last happened.
+        programmed: the resourceVersion that the kernel holds.
+        canary_due: when to look at the canary next.
+        losing_since: when it was first seen that somebody deletes our chains; None when nobody does.
+    """
+
+    family: Family
+    tracker: Tracker
+    backend: Backend
+    runner: Runner
+    conntrack: Conntrack
+    health_checks: HealthChecks
+    needs_full_sync: bool = True
+    last_full_sync: float = -math.inf
+    programmed: int = 0
+    canary_due: float = math.inf
+    losing_since: float | None = None
+
+
+class Reports(NamedTuple):
+    """Where the agent says how it goes."""
+
+    progress: Progress
+    health: Health
+
+
+class Agent:
+    """A node's proxiers and what they share.
+
+    Args:
+        config: the configuration.
+        node_name: this node.
+        proxiers: one per family.
+        reports: told what is in the kernel and who is up to date.
+        local_addresses: lists the host's addresses; asked only where node ports answer on some of them.
+    """
+
+    def __init__(
+        self,
+        config: ProxyConfig,
+        node_name: str,
+        proxiers: Sequence[Proxier],
+        reports: Reports,
+        local_addresses: Callable[[], Iterable[str]],
+    ) -> None:
+        self._config = config
+        self._node_name = node_name
+        self._proxiers = tuple(proxiers)
+        self._local_addresses = local_addresses
+        self._progress, self._health = reports
+        self._node = NodeFacts()
+        self._reached: dict[str, int] = {}
+        self._has_started = False
+
+    # what comes in
+
+    def handle(self, event: Batch | Command, now: float) -> None:
+        """Take in what a source or a person says; nothing is written here."""
+        if isinstance(event, Batch):
+            self._take(event, now)
+        elif event is Command.RESYNC:
+            for proxier in self._proxiers:
+                proxier.needs_full_sync = True
+                self._trigger(proxier, now)
+
+    def _take(self, batch: Batch, now: float) -> None:
+        self._reached.update(batch.reached)
+        for change in batch.changes:
+            if change.key.kind == "Node" and change.key.name == self._node_name:
+                self._take_node(change.new if isinstance(change.new, Node) else None, now)
+        for proxier in self._proxiers:
+            proxier.tracker.take(batch.changes)
+        if not self._has_started:
+            self._has_started = {"Service", "EndpointSlice"} <= self._reached.keys()
+            if self._has_started:
+                for proxier in self._proxiers:
+                    self._trigger(proxier, now)
+            return
+        for proxier in self._proxiers:
+            if proxier.tracker.is_dirty:
+                self._trigger(proxier, now)
+            elif proxier.runner.is_settled:
+                proxier.programmed = self._resource_version
+        self._report()
+
+    def _take_node(self, node: Node | None, now: float) -> None:
+        known = facts(node)
+        self._health.node_is_eligible(known.is_eligible)
+        if node is None:
+            _LOG.warning("the Node object %r is gone; going on with what it said", self._node_name)
+            return
+        if known.ips != self._node.ips and self._node.ips:
+            _LOG.warning("the node's addresses changed to %s; rules go on with the ones seen at start", known.addresses)
+        if known.zone != self._node.zone and self._has_started:
+            _LOG.info("the node's zone changed to %r", known.zone)
+            for proxier in self._proxiers:
+                proxier.needs_full_sync = True
+                self._trigger(proxier, now)
+        self._node = NodeFacts(
+            zone=known.zone,
+            ips=self._node.ips or known.ips,
+            addresses=known.addresses,
+            pod_cidrs=self._node.pod_cidrs or known.pod_cidrs,
+            is_eligible=known.is_eligible,
+        )
+
+    def _trigger(self, proxier: Proxier, now: float) -> None:
+        if self._has_started:
+            proxier.runner.trigger(now)
+            self._health.queued(proxier.family, now)
+
+    @property
+    def _resource_version(self) -> int:
+        return min(self._reached.get("Service", 0), self._reached.get("EndpointSlice", 0))
+
+    def _report(self) -> None:
+        self._progress.reached(min((proxier.programmed for proxier in self._proxiers), default=0))
+
+    # what goes out
+
+    def next_due(self) -> float:
+        """When ``work`` has something to do next, unless an event comes first."""
+        return min((min(proxier.runner.due(), proxier.canary_due) for proxier in self._proxiers), default=math.inf)
+
+    def work(self, clock: Callable[[], float]) -> None:
+        """Do everything that is due: syncs first, then looks at the canaries."""
+        for proxier in self._proxiers:
+            if proxier.runner.due() <= clock():
+                self._sync(proxier, clock)
+        for proxier in self._proxiers:
+            if proxier.canary_due <= clock():
+                self._look_at_canary(proxier, clock())
+
+    def _sync(self, proxier: Proxier, clock: Callable[[], float]) -> None:
+        now = clock()
+        is_full = proxier.needs_full_sync or now - proxier.last_full_sync >= MAX_INTERVAL
+        resource_version = self._resource_version
+        try:
+            around = circumstances(self._config, self._node_name, self._node, proxier.family)
+            addresses = self._local_addresses() if self._config.nodeport_addresses else ()
+            scope = node_port_scope(self._config, self._node, proxier.family, addresses)
+            proxier.backend.apply(proxier.tracker.delta(around, scope, is_full=is_full))
+        except HostError as error:
+            self._has_failed(proxier, error, clock())
+            return
+        now = clock()
+        proxier.runner.finish(now, succeeded=True)
+        proxier.needs_full_sync = False
+        if is_full:
+            proxier.last_full_sync = now
+        proxier.canary_due = min(proxier.canary_due, now + self._config.iptables_sync_period)
+        proxier.programmed = resource_version
+        self._health.updated(proxier.family, now)
+        self._progress.synced(is_full=is_full)
+        self._after_sync(proxier)
+        self._report()
+        _LOG.debug("%s: %s sync up to %d", proxier.family.value, "full" if is_full else "partial", resource_version)
+
+    def _has_failed(self, proxier: Proxier, error: HostError, now: float) -> None:
+        """What the kernel holds is unknown now, so the next try writes everything."""
+        proxier.needs_full_sync = True
+        proxier.runner.finish(now, succeeded=False)
+        self._progress.failed(str(error))
+        where = f" at line {error.line}: {error.text}" if isinstance(error, TransactionError) and error.line else ""
+        retry = self._config.iptables_sync_period
+        _LOG.error("%s: sync failed%s; next try within %g s: %s", proxier.family.value, where, retry, error)
+
+    def _after_sync(self, proxier: Proxier) -> None:
+        """The order is kube-proxy's: health check ports, then conntrack; neither can make a sync fail."""
+        proxier.health_checks.sync(proxier.tracker.health_checks())
+        if not proxier.tracker.pop_udp_changes():
+            return
+        try:
+            deleted = proxier.conntrack.reconcile(proxier.tracker.udp_ports())
+        except HostError as error:
+            _LOG.error("%s: stale UDP flows stay: %s", proxier.family.value, error)
+            return
+        if deleted:
+            _LOG.info("%s: deleted %d stale UDP flows", proxier.family.value, deleted)
+
+    def _look_at_canary(self, proxier: Proxier, now: float) -> None:
+        proxier.canary_due = now + self._config.iptables_sync_period
+        try:
+            condition = proxier.backend.condition()
+        except HostError as error:
+            _LOG.error("%s: cannot look at the canary: %s", proxier.family.value, error)
+            return
+        if condition is Condition.INTACT:
+            proxier.losing_since = None
+            return
+        proxier.losing_since = now if proxier.losing_since is None else proxier.losing_since
+        if condition is Condition.BEING_LOST and now - proxier.losing_since < CANARY_PATIENCE:
+            proxier.canary_due = now + CANARY_RECHECK
+            return
+        _LOG.warning("%s: somebody deleted our chains: writing everything again", proxier.family.value)
+        proxier.losing_since = None
+        proxier.needs_full_sync = True
+        self._trigger(proxier, now)

@@ -1,0 +1,276 @@
+"""The node proxy as a process: puts the parts together, in kube-proxy's order, and runs the loop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from kproxy.api.types import Node
+from kproxy.errors import HostError, UserError
+from kproxy.proxy import sysctls
+from kproxy.proxy.agent import Agent, Command, Proxier, Reports
+from kproxy.proxy.backends.iptables.host import Tools, Variant, choose_variant, features, find_tools, has_ipv6, run_tool
+from kproxy.proxy.backends.iptables.rules import COUNTERS
+from kproxy.proxy.backends.iptables.writer import IptablesBackend, clean_up
+from kproxy.proxy.changes import Batch, Tracker
+from kproxy.proxy.config import ProxyConfig
+from kproxy.proxy.conntrack import ConntrackReconciler
+from kproxy.proxy.family import Family
+from kproxy.proxy.health import Answer, Health, Routes, programmed, serve, split_bind_address
+from kproxy.proxy.netlink import local_addresses, make_counters
+from kproxy.proxy.node import NodeFacts, facts
+from kproxy.proxy.progress import Progress
+from kproxy.proxy.runner import Runner
+from kproxy.proxy.service_health import ServiceHealthServers
+from kproxy.proxy.setup import has_localhost_node_ports, iptables_settings, node_ip, node_port_scope
+from kproxy.proxy.sources import Source
+
+_LOG = logging.getLogger(__name__)
+
+NODE_PATIENCE = 30.0
+"""Seconds to wait for a Node with an address (kube-proxy: server.go, getNodeIPs)."""
+POD_CIDR_PATIENCE = 300.0
+"""Seconds to wait for the Node's podCIDR in mode NodeCIDR."""
+
+Inbox = SimpleQueue[Batch | Command]
+
+
+def run(config: ProxyConfig) -> int:
+    """Run the node proxy until SIGTERM or SIGINT; returns the exit status.
+
+    What was written stays when it ends: traffic goes on.
+
+    Raises:
+        UserError: the configuration cannot work.
+        HostError: the host cannot do what is needed.
+    """
+    if config.cleanup:
+        return clean(config)
+    name = node_name(config)
+    inbox: Inbox = SimpleQueue()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: inbox.put(Command.STOP))
+    signal.signal(signal.SIGUSR1, lambda *_: inbox.put(Command.RESYNC))
+    source = make_source(config, name)
+    source.start(inbox.put, stop)
+    try:
+        return _run(config, name, source, inbox)
+    finally:
+        stop.set()
+
+
+def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox) -> int:
+    node, early = wait_for_node(config, name, inbox, is_patient=source.is_patient)
+    if Command.STOP in early:
+        return 0
+    reports = Reports(Progress(), Health(2 * config.iptables_sync_period, time.monotonic))
+    sysctls.set_up_conntrack(config)
+    proxiers = make_proxiers(config, name, node, reports.health)
+    if config.init_only:
+        return 0
+    sysctls.set_oom_score(config.oom_score_adj)
+    _serve(config, *reports)
+    agent = Agent(config, name, proxiers, reports, local_addresses)
+    for event in early:
+        agent.handle(event, time.monotonic())
+    loop(agent, inbox)
+    return 0
+
+
+def loop(agent: Agent, inbox: Inbox) -> None:
+    """Handle events and do what is due, until told to stop."""
+    while True:
+        agent.work(time.monotonic)
+        events = next_events(inbox, agent.next_due())
+        if Command.STOP in events:
+            return
+        for event in events:
+            agent.handle(event, time.monotonic())
+
+
+def next_events(inbox: Inbox, due: float) -> list[Batch | Command]:
+    """All events that are there, or the first to come before ``due``; none when it passes."""
+    events: list[Batch | Command] = []
+    timeout = None if due == float("inf") else max(0.0, due - time.monotonic())
+    try:
+        events.append(inbox.get(timeout=timeout))
+        while True:
+            events.append(inbox.get_nowait())
+    except Empty:
+        return events
+
+
+def node_name(config: ProxyConfig) -> str:
+    """This node's name: --hostname-override or the host's own, trimmed and in lower case.
+
+    Raises:
+        UserError: it is empty.
+    """
+    name = (config.hostname_override or socket.gethostname()).strip().lower()
+    if not name:
+        raise UserError("the node has no name: --hostname-override is empty and the host has none")
+    return name
+
+
+def make_source(config: ProxyConfig, name: str) -> Source:
+    """The source that the configuration names.
+
+    Raises:
+        UserError: it names none, or one that cannot be.
+    """
+    if config.manifests:
+        from kproxy.proxy.sources.directory import DirectorySource
+
+        return DirectorySource(Path(config.manifests))
+    if not config.master:
+        raise UserError("where are the objects? --manifests DIR or --master URL is needed")
+    from kproxy.client import Client
+    from kproxy.proxy.sources.api import ApiSource
+
+    return ApiSource(Client(config.master), name)
+
+
+def wait_for_node(
+    config: ProxyConfig, name: str, inbox: Inbox, *, is_patient: bool
+) -> tuple[NodeFacts, list[Batch | Command]]:
+    """Wait until the Node is known, and has what it needs.
+
+    Args:
+        config: decides what it needs.
+        name: the Node's.
+        inbox: where batches arrive.
+        is_patient: go on waiting for a Node that the first full list does not hold.
+
+    Returns:
+        The facts of the Node (none when it did not come in time) and everything that arrived meanwhile.
+
+    Raises:
+        UserError: detectLocalMode is NodeCIDR and the Node has no podCIDR.
+    """
+    needs_pod_cidr = config.detect_local_mode == "NodeCIDR"
+    deadline = time.monotonic() + (POD_CIDR_PATIENCE if needs_pod_cidr else NODE_PATIENCE)
+    early: list[Batch | Command] = []
+    known = NodeFacts()
+    while True:
+        events = next_events(inbox, deadline)
+        early += events
+        known = _last_node(name, events) or known
+        is_complete = bool(known.pod_cidrs) if needs_pod_cidr else bool(known.ips)
+        is_listed = any(isinstance(event, Batch) and "Node" in event.reached for event in early)
+        if is_complete or not events or Command.STOP in early or (is_listed and not is_patient):
+            break
+    if not known.ips:
+        _LOG.warning("no Node %r with an address: going on with loopback", name)
+    if needs_pod_cidr and not known.pod_cidrs and Command.STOP not in early:
+        raise UserError(f"detectLocalMode is NodeCIDR, but Node {name!r} has no podCIDR")
+    return known, early
+
+
+def _last_node(name: str, events: Iterable[Batch | Command]) -> NodeFacts | None:
+    found = None
+    for event in events:
+        for change in event.changes if isinstance(event, Batch) else ():
+            if change.key.kind == "Node" and change.key.name == name and isinstance(change.new, Node):
+                found = facts(change.new)
+    return found
+
+
+def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, health: Health) -> list[Proxier]:
+    """A proxier for each family that the host supports.
+
+    Raises:
+        HostError: the node's own family is not supported.
+    """
+    variant = choose_variant(config.iptables_variant)
+    counters = make_counters(COUNTERS)
+    primary = Family.IPV6 if list(node.ips)[:1] == [Family.IPV6] else Family.IPV4
+    proxiers = []
+    for family in (primary, *(other for other in Family if other is not primary)):
+        try:
+            tools = _usable_tools(variant, family, is_primary=family is primary)
+        except HostError:
+            if family is primary:
+                raise
+            _LOG.info("no %s: this host has no tables for it", family.value)
+            continue
+        if has_localhost_node_ports(config, node, family):
+            sysctls.route_localnet()
+        settings = iptables_settings(config, node, family, features(tools, counters))
+        _LOG.info("%s: iptables-%s, node address %s", family.value, variant, node_ip(config, node, family))
+        proxiers.append(
+            Proxier(
+                family=family,
+                tracker=Tracker(family, name),
+                backend=IptablesBackend(tools, settings),
+                runner=Runner(config.iptables_min_sync_period, config.iptables_sync_period),
+                conntrack=ConntrackReconciler(family, local_addresses),
+                health_checks=ServiceHealthServers(_health_addresses(config, node, family), health.is_healthy),
+            )
+        )
+    return proxiers
+
+
+def _usable_tools(variant: Variant, family: Family, *, is_primary: bool) -> Tools:
+    """The tools of a family, if this network namespace has the family and the kernel its nat table.
+
+    Raises:
+        HostError: it has not.
+    """
+    if family is Family.IPV6 and not has_ipv6():
+        raise HostError("this network namespace has no IPv6")
+    tools = find_tools(variant, family)
+    if not is_primary:
+        run_tool((tools.save, "-t", "nat"))
+    return tools
+
+
+def _health_addresses(config: ProxyConfig, node: NodeFacts, family: Family) -> Callable[[], Iterable[str]]:
+    everywhere = "::" if family is Family.IPV6 else "0.0.0.0"  # noqa: S104 - a load balancer has to reach it
+
+    def addresses() -> Iterable[str]:
+        if not config.nodeport_addresses:
+            return (everywhere,)
+        chosen = node_port_scope(config, node, family, local_addresses()).addresses
+        return (everywhere,) if chosen is None else chosen
+
+    return addresses
+
+
+def _serve(config: ProxyConfig, progress: Progress, health: Health) -> None:
+    if config.healthz_bind_address:
+        address, port = split_bind_address(config.healthz_bind_address, 10256)
+        routes: Routes = {
+            "/healthz": lambda _: health.healthz(),
+            "/livez": lambda _: health.livez(),
+            "/programmed": lambda query: programmed(progress, query),
+        }
+        serve(address, port, routes, is_hard_fail=config.bind_address_hard_fail)
+    if config.metrics_bind_address:
+        address, port = split_bind_address(config.metrics_bind_address, 10249)
+        text = "text/plain; charset=utf-8"
+        routes = {
+            "/healthz": lambda _: Answer(200, "ok", {}, text),
+            "/proxyMode": lambda _: Answer(200, "iptables", {}, text),
+        }
+        serve(address, port, routes, is_hard_fail=config.bind_address_hard_fail)
+
+
+def clean(config: ProxyConfig) -> int:
+    """Take everything of a node proxy's off this host (--cleanup); returns the exit status."""
+    both: tuple[Variant, ...] = ("legacy", "nft")
+    status = 0
+    for variant in both if config.iptables_variant == "auto" else (choose_variant(config.iptables_variant),):
+        for family in Family:
+            try:
+                clean_up(find_tools(variant, family))
+            except HostError as error:
+                _LOG.error("%s", error)
+                status = 1
+    return status

@@ -1,0 +1,83 @@
+"""Health check node ports: how a load balancer learns which nodes have endpoints of a Service with policy Local."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from http.server import ThreadingHTTPServer
+
+import msgspec
+
+from kproxy.errors import HostError
+from kproxy.proxy.changes import HealthCheck
+from kproxy.proxy.health import Answer, listen
+from kproxy.proxy.services import ServiceName
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Open(msgspec.Struct):
+    """One Service's listeners and the count that they answer."""
+
+    port: int
+    local_endpoints: int
+    servers: list[ThreadingHTTPServer]
+
+
+def answer(service: ServiceName, local_endpoints: int, *, is_proxy_healthy: bool) -> Answer:
+    """What a load balancer is told (kube-proxy: healthcheck/service_health.go): same status, headers and body."""
+    body = {
+        "service": {"namespace": service.namespace, "name": service.name},
+        "localEndpoints": local_endpoints,
+        "serviceProxyHealthy": is_proxy_healthy,
+    }
+    headers = {"X-Content-Type-Options": "nosniff", "X-Load-Balancing-Endpoint-Weight": str(local_endpoints)}
+    status = 200 if local_endpoints and is_proxy_healthy else 503
+    return Answer(status, json.dumps(body, indent="\t"), headers)
+
+
+class ServiceHealthServers:
+    """The listeners of one family.
+
+    Args:
+        addresses: gives the addresses to listen on.
+        is_healthy: whether the proxy is up to date.
+    """
+
+    def __init__(self, addresses: Callable[[], Iterable[str]], is_healthy: Callable[[], bool]) -> None:
+        self._addresses = addresses
+        self._is_healthy = is_healthy
+        self._open: dict[ServiceName, _Open] = {}
+
+    def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
+        """Listen on exactly these ports; one that cannot be opened is tried again at the next sync."""
+        for service, opened in list(self._open.items()):
+            if service not in wanted or wanted[service].port != opened.port:
+                self._close(service)
+        for service, check in wanted.items():
+            opened = self._open.setdefault(service, _Open(check.port, 0, []))
+            opened.local_endpoints = check.local_endpoints
+            if not opened.servers:
+                self._listen(service, opened)
+
+    def _listen(self, service: ServiceName, opened: _Open) -> None:
+        def respond(_query: str) -> Answer:
+            return answer(service, opened.local_endpoints, is_proxy_healthy=self._is_healthy())
+
+        for address in self._addresses():
+            try:
+                opened.servers.append(listen(address, opened.port, {"": respond}, is_one_family=True))
+            except HostError as error:
+                _LOG.error("health check node port of %s: %s", service, error)
+
+    def _close(self, service: ServiceName) -> None:
+        for server in self._open.pop(service).servers:
+            # in a thread: the server looks for this every half second, and the agent has other things to do
+            threading.Thread(target=_shut, args=(server,), daemon=True).start()
+
+
+def _shut(server: ThreadingHTTPServer) -> None:
+    server.shutdown()
+    server.server_close()

@@ -16,6 +16,7 @@ from kproxy.api.manifest import Document
 from kproxy.api.types import Object
 from kproxy.cli import waiting
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
+from kproxy.cli.descriptions import without_last_applied
 from kproxy.cli.documents import Manifests, pass_over_cluster_files, put_in_namespace, read_paths
 from kproxy.cli.get import Target, parse_targets, render, resource
 from kproxy.cli.waiting import Deadline
@@ -205,6 +206,7 @@ def _told(obj: Object) -> list[str]:
     """An object's YAML without what the server counts up by itself."""
     counted = ("resourceVersion", "generation", "uid", "creationTimestamp")
     metadata = {key: value for key, value in obj["metadata"].items() if key not in counted}
+    metadata["annotations"] = without_last_applied(metadata.get("annotations"))
     return [f"{line}\n" for line in render({**obj, "metadata": metadata}, "yaml").splitlines()]
 
 

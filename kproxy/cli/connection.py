@@ -57,7 +57,7 @@ def the_lab(name: str | None) -> Layout:
 
 
 def connect(layout: Layout) -> Client:
-    """A client of the lab's API.
+    """A client of the lab's API, closed when the command ends.
 
     Raises:
         UserError: the lab has no control plane that listens.
@@ -66,7 +66,9 @@ def connect(layout: Layout) -> Client:
         raise UserError(
             f'lab "{layout.lab}" has no control plane running; `kproxy lab up --lab {layout.lab}` mends that'
         )
-    return Client(layout.api_url)
+    client = Client(layout.api_url)
+    click.get_current_context().call_on_close(client.close)
+    return client
 
 
 def lab_status(client: Client) -> LabStatus:

@@ -12,6 +12,9 @@ from kproxy.api.kinds import Kind
 from kproxy.api.types import Object
 from kproxy.cli import tables
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""Where apply keeps what it was given; the object says the same again, so kubectl describe leaves it out."""
+
 Line = tuple[str, Any]
 """A label and its value: text, a list (one line each), or a list of lines (an indented block)."""
 
@@ -28,12 +31,18 @@ def describe_object(kind: Kind, obj: Object, related: Sequence[Object]) -> str:
     lines: list[Line] = [("Name", metadata["name"])]
     if kind.namespaced:
         lines.append(("Namespace", metadata.get("namespace", "")))
-    lines += [("Labels", _pairs(metadata.get("labels"))), ("Annotations", _pairs(metadata.get("annotations"), ": "))]
+    annotations = without_last_applied(metadata.get("annotations"))
+    lines += [("Labels", _pairs(metadata.get("labels"))), ("Annotations", _pairs(annotations, ": "))]
     if metadata.get("ownerReferences"):
         owner = metadata["ownerReferences"][0]
         lines.append(("Controlled By", f"{owner['kind']}/{owner['name']}"))
     lines += DESCRIBERS.get(kind.name, _anything)(obj, related)
     return "\n".join(_block(lines, ""))
+
+
+def without_last_applied(annotations: Mapping[str, str] | None) -> dict[str, str]:
+    """The annotations that people wrote."""
+    return {key: value for key, value in (annotations or {}).items() if key != LAST_APPLIED}
 
 
 def _block(lines: Sequence[Line], indent: str) -> list[str]:

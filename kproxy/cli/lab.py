@@ -1,0 +1,202 @@
+"""``kproxy lab``: bringing a lab up, taking it down, and saying what it consists of."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from kproxy.api import manifest
+from kproxy.cli import tables
+from kproxy.cli.connection import lab_option, need_root, the_lab
+from kproxy.cli.documents import read_paths
+from kproxy.cluster import clusterfile
+from kproxy.cluster import lab as labs
+from kproxy.cluster.clusterfile import Overrides
+from kproxy.cluster.layout import check_lab_name, current_lab
+from kproxy.cluster.layout import labs as existing_labs
+from kproxy.cluster.status import LabStatus
+from kproxy.errors import InvalidInput
+
+FAMILIES = {"ipv4": ("IPv4",), "ipv6": ("IPv6",), "dual": ("IPv4", "IPv6")}
+"""kind's words for the address families of a cluster."""
+
+
+@click.group
+def lab() -> None:
+    """Bring a cluster of network namespaces up, down, or show it."""
+
+
+@lab.command
+@click.option("-f", "--filename", "path", metavar="CLUSTER.yaml", help="A cluster file, or a folder with one in it.")
+@click.option("--nodes", type=click.IntRange(min=1), help="How many nodes.  [default: 3]")
+@click.option("--network", type=click.Choice(["host-gw", "vxlan"]), help="How pods reach other nodes.")
+@click.option("--ip-family", type=click.Choice(list(FAMILIES)), help="IPv4, IPv6 or both.  [default: ipv4]")
+@click.option("--service-node-port-range", metavar="FROM-TO", help="Ports for Services.  [default: 30000-32767]")
+@click.option("--proxy-mode", type=click.Choice(["iptables", "none"]), help="none: bring your own proxy.")
+@click.option("--iptables-variant", type=click.Choice(["auto", "legacy", "nft"]), help="Which iptables the nodes use.")
+@click.option("--timings", is_flag=True, help="Say where the time went.")
+@lab_option
+def up(lab: str | None, path: str | None, timings: bool, **options: Any) -> None:
+    """Bring a lab up: by itself three nodes in two zones, a router, and a client outside.
+
+    What the command line says stands above the cluster file.
+    """
+    need_root()
+    if lab:
+        check_lab_name(lab)
+    families = options.pop("ip_family")
+    overrides = Overrides(lab=lab, ip_families=FAMILIES[families] if families else None, **options)
+    config = clusterfile.read(_cluster_documents(path), overrides)
+    began = time.monotonic()
+    with _Progress() as progress:
+        result = labs.up(config, progress.tell)
+    if result.was_up:
+        click.echo(f'lab "{config.name}" is up already')
+        return
+    click.echo(f'lab "{config.name}" is up: {_summary(result.status)} ({time.monotonic() - began:.1f} s)')
+    if timings:
+        click.echo("\n".join(tables.layout(_timing_rows(result.timings))))
+
+
+@lab.command
+@lab_option
+def down(lab: str | None) -> None:
+    """Take a lab down and leave the host as it was; also after a crash, also twice."""
+    need_root()
+    wanted = lab or ""
+    if wanted:
+        check_lab_name(wanted)
+    if (wanted and wanted not in existing_labs()) or not existing_labs():
+        click.echo(f'lab "{wanted}" is not up: nothing to do' if wanted else "no lab is up: nothing to do")
+        return
+    layout = current_lab(lab)
+    labs.down(layout.lab)
+    click.echo(f'lab "{layout.lab}" is down')
+
+
+@lab.command
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@lab_option
+def status(lab: str | None, output: str) -> None:
+    """Show nodes, clients, pods and processes of a lab, with their namespaces and addresses."""
+    found = labs.status(the_lab(lab).lab)
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        return
+    click.echo("\n\n".join(_sections(found)))
+
+
+@lab.command
+@lab_option
+def resync(lab: str | None) -> None:
+    """Make every node's proxy write all of its rules anew."""
+    labs.resync(the_lab(lab).lab)
+    click.echo("every proxy has written its rules anew")
+
+
+def _cluster_documents(path: str | None) -> Sequence[manifest.Document]:
+    if path is None:
+        return []
+    if path != "-" and Path(path).is_dir():
+        path = str(Path(path) / "cluster.yaml")
+    found = read_paths([path])
+    if found.findings:
+        raise InvalidInput(found.findings)
+    return found.documents
+
+
+class _Progress:
+    """One line on a terminal that says what is being done, gone when it is done; silent elsewhere."""
+
+    def __init__(self) -> None:
+        self._is_shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write("")
+
+    def tell(self, what: str) -> None:
+        """Show what is being done now."""
+        self._write(f"{what} ...")
+
+    def _write(self, text: str) -> None:
+        if self._is_shown:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
+def _summary(found: LabStatus) -> str:
+    nodes = f"{len(found.nodes)} node{'s' * (len(found.nodes) != 1)}"
+    clients = f"{len(found.clients)} client{'s' * (len(found.clients) != 1)}"
+    return f"{nodes}, {clients} outside, {len(found.pods)} pods"
+
+
+def _timing_rows(timings: Sequence[tuple[str, float]]) -> list[list[str]]:
+    return [["WHAT", "SECONDS"], *([what, f"{seconds:.3f}"] for what, seconds in timings)]
+
+
+def _sections(found: LabStatus) -> list[str]:
+    facts = [
+        ["Lab:", found.name],
+        ["Pods:", f"{', '.join(found.pod_cidrs)} by {found.pod_network}"],
+        ["Services:", f"{', '.join(found.service_cidrs)}, node ports {found.node_port_range}"],
+        ["iptables:", found.proxy.variant],
+        ["API:", found.api_socket],
+        ["Router:", f"{', '.join(found.router.addresses)} in {found.router.namespace}"],
+    ]
+    facts += [["Outside:", f"{route.to} by way of {route.via}"] for route in found.external_routes]
+    return [
+        "\n".join(tables.layout(facts)),
+        _section(
+            ["NODE", "ADDRESSES", "ZONE", "POD-CIDRS", "PROXY", "READY", "NAMESPACE"],
+            found.nodes,
+            lambda node: [
+                node.name,
+                ",".join(node.addresses),
+                node.zone,
+                ",".join(node.pod_cidrs),
+                node.proxy,
+                _yes(node.ready),
+                node.namespace,
+            ],
+        ),
+        _section(
+            ["CLIENT", "ADDRESSES", "ROUTES", "NAMESPACE"],
+            found.clients,
+            lambda client: [client.name, ",".join(client.addresses), ",".join(client.routes), client.namespace],
+        ),
+        *_unless_empty(
+            ["POD", "ADDRESSES", "NODE", "READY", "ECHO", "NAMESPACE"],
+            found.pods,
+            lambda pod: [
+                f"{pod.namespace_}/{pod.name}",
+                ",".join(pod.addresses),
+                pod.node,
+                _yes(pod.ready),
+                _yes(pod.echo),
+                pod.namespace or tables.NONE,
+            ],
+        ),
+        _section(["PROCESS", "PID", "WHERE"], found.processes, lambda entry: [entry.role, str(entry.pid), entry.where]),
+    ]
+
+
+def _section(header: list[str], entries: Sequence[Any], row: Callable[[Any], list[str]]) -> str:
+    return "\n".join(tables.layout([header, *(row(entry) for entry in entries)]))
+
+
+def _unless_empty(header: list[str], entries: Sequence[Any], row: Callable[[Any], list[str]]) -> list[str]:
+    return [_section(header, entries, row)] if entries else []
+
+
+def _yes(is_so: bool) -> str:
+    return "yes" if is_so else "no"

@@ -1,0 +1,206 @@
+"""The verbs against the real API on a real socket; only the nodes are missing, so nothing waits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from kproxy.api.kinds import NAMESPACE
+from kproxy.cli import connection
+from kproxy.cli.main import main
+from kproxy.client import Client
+from kproxy.cluster import layout
+from kproxy.cluster.admission import ClusterSettings
+from kproxy.cluster.apiserver import serve
+from kproxy.cluster.store import Store
+
+WEB = """\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  clusterIP: 10.96.0.9
+  selector: {app: web}
+  ports:
+    - port: 80
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+        - {name: web, image: nginx, ports: [{containerPort: 80}]}
+"""
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs `kproxy ARGS` in this process against an API of its own."""
+    # Not tmp_path: the path of a unix socket has room for 107 characters.
+    root = Path(tempfile.mkdtemp(prefix="kp"))
+    monkeypatch.setattr(layout, "RUN_ROOT", root / "run")
+    monkeypatch.setattr(layout, "STATE_ROOT", root / "state")
+    monkeypatch.setattr(connection, "need_root", lambda: None)
+    monkeypatch.delenv("KPROXY_LAB", raising=False)
+    here = layout.Layout("t")
+    here.make()
+    server = serve(Store(here.database), here.api_socket, cluster=ClusterSettings(), lab_status=dict)
+    client = Client(here.api_url)
+
+    def call(*argv: str, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "argv", ["kproxy", *argv])
+        with tempfile.TemporaryFile("w+") as file:
+            file.write(stdin)
+            file.seek(0)
+            monkeypatch.setattr(sys, "stdin", file)
+            with pytest.raises(SystemExit) as end:
+                main()
+        captured = capsys.readouterr()
+        return Done(int(end.value.code or 0), captured.out, captured.err)
+
+    try:
+        client.create(NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}})
+        yield call
+    finally:
+        client.close()
+        server.stop()
+        shutil.rmtree(root)
+
+
+def squeezed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_apply_tells_what_it_made_then_that_nothing_changed(run: Run) -> None:
+    first = run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    assert (first.status, first.out.splitlines()) == (0, ["service/web created", "deployment.apps/web created"])
+    assert 'note: -:11: Deployment "default/web": runs as the built-in echo server' in first.err
+    again = run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    assert again.out.splitlines() == ["service/web unchanged", "deployment.apps/web unchanged"]
+    changed = run("apply", "--wait=0", "-f", "-", stdin=WEB.replace("replicas: 2", "replicas: 3"))
+    assert changed.out.splitlines() == ["service/web unchanged", "deployment.apps/web configured"]
+
+
+def test_dry_run_and_diff_change_nothing(run: Run) -> None:
+    dry = run("apply", "--dry-run", "-f", "-", stdin=WEB)
+    assert dry.out.splitlines()[0] == "service/web created (dry run)"
+    assert run("get", "services").err == "No resources found in default namespace.\n"
+    run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    same = run("diff", "-f", "-", stdin=WEB)
+    assert (same.status, same.out) == (0, "")
+    other = run("diff", "-f", "-", stdin=WEB.replace("port: 80", "port: 81", 1))
+    assert other.status == 1
+    assert "-  - port: 80" in other.out
+    assert "+  - port: 81" in other.out
+    assert "last-applied" not in other.out
+    assert "port: 80" in run("get", "service", "web", "-o", "yaml").out
+
+
+def test_every_error_of_every_file_is_told_and_nothing_happens(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(WEB.replace("- port: 80", "- port: 0"))
+    (tmp_path / "b.yaml").write_text("kind: [")
+    (tmp_path / "c.yaml").write_text(WEB.split("---")[0].replace("name: web", "name: web\n  nmae: x"))
+    done = run("apply", "-f", str(tmp_path))
+    assert (done.status, done.out) == (1, "")
+    assert f'{tmp_path}/a.yaml:9: Service "default/web": spec.ports[0].port: Invalid value: 0' in done.err
+    assert f"{tmp_path}/b.yaml:1: " in done.err
+    assert f"{tmp_path}/c.yaml:" in done.err
+    assert run("get", "all").out == ""
+
+
+def test_two_documents_with_one_name_are_refused(run: Run) -> None:
+    done = run("apply", "-f", "-", stdin=f"{WEB}---\n{WEB}")
+    assert done.status == 1
+    assert [line.rpartition(": ")[2] for line in done.err.splitlines()] == [
+        "the same object is already at -:1",
+        "the same object is already at -:11",
+    ]
+
+
+@pytest.mark.parametrize("argv", [["apply"], ["apply", "-f", "/no/such/file"], ["get"], ["get", "svc", "x"]])
+def test_what_cannot_be_done_is_status_1(run: Run, argv: list[str]) -> None:
+    done = run(*argv)
+    assert done.status == 1
+    assert done.err.startswith(("error: ", "Error from server (NotFound): "))
+
+
+def test_tables_wide_names_and_namespaces(run: Run) -> None:
+    run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    run("apply", "--wait=0", "-n", "other", "-f", "-", stdin=WEB.replace("10.96.0.9", "10.96.0.8"))
+    header, row = squeezed(run("get", "svc", "-o", "wide").out)
+    assert header == "NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE SELECTOR"
+    assert row.startswith("web ClusterIP 10.96.0.9 <none> 80/TCP ")
+    assert row.endswith("app=web")
+    everywhere = squeezed(run("get", "svc", "-A", "--no-headers").out)
+    assert [line.split()[:2] for line in everywhere] == [["default", "web"], ["other", "web"]]
+    assert run("get", "deploy", "-o", "name").out == "deployment.apps/web\n"
+    assert run("get", "deployment.apps/web", "-o", "name").out == "deployment.apps/web\n"
+    names = [line.split()[0] for line in run("get", "svc,deploy", "--no-headers").out.splitlines() if line]
+    assert names == ["service/web", "deployment.apps/web"]
+
+
+def test_yaml_and_json_can_be_applied_again(run: Run) -> None:
+    run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    as_yaml, as_json = run("get", "svc", "web", "-o", "yaml").out, run("get", "svc", "web", "-o", "json").out
+    assert yaml.safe_load(as_yaml) == json.loads(as_json)
+    listing = json.loads(run("get", "svc", "-o", "json").out)
+    assert (listing["kind"], len(listing["items"])) == ("List", 1)
+    # As with kubectl the first one counts: what was last applied is part of the object.
+    told = [run("apply", "--wait=0", "-f", "-", stdin=as_yaml) for _ in range(2)]
+    assert [(done.status, done.out) for done in told] == [
+        (0, "service/web configured\n"),
+        (0, "service/web unchanged\n"),
+    ]
+
+
+def test_describe_tells_ports_and_policy(run: Run) -> None:
+    run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    lines = squeezed(run("describe", "service", "web").out)
+    assert {
+        "Name: web",
+        "Annotations: <none>",
+        "Port: <unset> 80/TCP",
+        "Endpoints: <none>",
+        "Internal Traffic Policy: Cluster",
+    } <= set(lines)
+    assert "Replicas: 2 desired | 0 updated | 0 total | 0 available" in squeezed(run("describe", "deploy", "web").out)
+
+
+def test_delete_by_file_and_by_name(run: Run) -> None:
+    run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    by_name = run("delete", "--wait=0", "svc/web")
+    assert (by_name.status, by_name.out) == (0, 'service "web" deleted\n')
+    half = run("delete", "--wait=0", "-f", "-", stdin=WEB)
+    assert (half.status, half.err) == (1, 'Error from server (NotFound): services "web" not found\n')
+    rest = run("delete", "--wait=0", "--ignore-not-found", "-f", "-", stdin=WEB)
+    assert (rest.status, rest.out) == (0, 'deployment.apps "web" deleted\n')
+
+
+def test_delete_without_a_name_is_refused(run: Run) -> None:
+    run("apply", "--wait=0", "-f", "-", stdin=WEB)
+    assert run("delete", "svc").status == 1
+    assert "web" in run("get", "svc").out

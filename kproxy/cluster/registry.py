@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kproxy.api import defaults, known_fields, validation
-from kproxy.api.field_errors import DUPLICATE, NOT_FOUND, FieldError, required
+from kproxy.api.field_errors import DUPLICATE, NOT_FOUND, UNKNOWN_FIELD, FieldError, required
 from kproxy.api.kinds import (
     BY_API,
     DEPLOYMENT,
@@ -176,7 +176,8 @@ class Registry:
                 )
             if pod["metadata"].get("deletionTimestamp"):
                 raise statuses.conflict(POD, name, f"pod {name} is being deleted, cannot be assigned to a host")
-            transaction.put(POD, {**pod, "spec": {**pod["spec"], "nodeName": node}})
+            status = {**pod["status"], "conditions": _scheduled(pod["status"].get("conditions") or ())}
+            transaction.put(POD, {**pod, "spec": {**pod["spec"], "nodeName": node}, "status": status})
 
         self._transact(change)
 
@@ -280,9 +281,9 @@ class Registry:
         self, transaction: Transaction, kind: Kind, obj: Object, old: Object | None
     ) -> tuple[Object, list[FieldError]]:
         """The object as it would be stored, and everything that is wrong with it."""
-        errors = known_fields.check(obj)
-        if errors:
-            return obj, errors
+        unknown = known_fields.check(obj)
+        if _is_ill_typed(unknown):
+            return obj, unknown
         admitted = defaults.default(obj)
         if old is None:
             _begin(kind, admitted, transaction)
@@ -296,6 +297,7 @@ class Registry:
         validation_errors = validation.validate(admitted, old)
         if allocation_errors:  # what could not be allocated is not also missing
             validation_errors = [error for error in validation_errors if not error.field.startswith(_ALLOCATED)]
+        allocation_errors = unknown + allocation_errors
         return admitted, [*allocation_errors, *(error for error in validation_errors if error not in allocation_errors)]
 
     def _delete(self, transaction: Transaction, kind: Kind, key: tuple[str, str], options: DeleteOptions) -> Object:
@@ -375,9 +377,9 @@ class _Apply:
             return None
         errors = known_fields.check(obj)
         kind = _kind_of(obj)
-        if not errors and kind is None:
-            errors = [FieldError("kind", NOT_FOUND, obj["kind"], "the lab's API does not serve this kind")]
-        if errors or kind is None:
+        if kind is None:
+            errors = errors or [FieldError("kind", NOT_FOUND, obj["kind"], "the lab's API does not serve this kind")]
+        if kind is None or _is_ill_typed(errors):
             self._blame(index, errors)
             return None
         obj = _with_default_namespace(kind, obj)
@@ -445,6 +447,16 @@ def now() -> str:
 
 def _timestamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _scheduled(conditions: Sequence[Object]) -> list[Object]:
+    others = [condition for condition in conditions if condition["type"] != "PodScheduled"]
+    return [*others, {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}]
+
+
+def _is_ill_typed(errors: Sequence[FieldError]) -> bool:
+    """Whether the rest cannot be looked at: a field that nobody knows does not stand in the way of the others."""
+    return any(error.kind is not UNKNOWN_FIELD for error in errors)
 
 
 def _head(kind: Kind) -> Object:

@@ -1,0 +1,159 @@
+"""Endpoints: the older mirror of a Service's EndpointSlices, one object a Service, first family only.
+
+Law: kube-proxy never reads it; it is here for people and programs that do (Kubernetes: pkg/controller/endpoint).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+from kproxy.api.kinds import ENDPOINTS, POD, SERVICE
+from kproxy.api.labels import matches
+from kproxy.api.types import Object
+from kproxy.client import Client
+from kproxy.cluster.controllers.controller import Controller
+from kproxy.cluster.controllers.endpoint_slices import HEADLESS_LABEL, has_slices, is_pod_ready, target_port
+from kproxy.cluster.controllers.informer import Informers, Name, name_of
+from kproxy.errors import NotFound
+
+MANAGED_BY_LABEL = "endpoints.kubernetes.io/managed-by"
+MANAGED_BY = "endpoint-controller"
+OVER_CAPACITY = "endpoints.kubernetes.io/over-capacity"
+MAX_ADDRESSES = 1000
+
+
+def endpoints_object(service: Object, pods: Iterable[Object]) -> Object:
+    """The Endpoints object that a Service with a selector has.
+
+    Args:
+        service: the Service.
+        pods: the pods of its namespace, by name.
+    """
+    metadata = service["metadata"]
+    labels = {**(metadata.get("labels") or {}), MANAGED_BY_LABEL: MANAGED_BY}
+    if service["spec"].get("clusterIP") in (None, "", "None"):
+        labels[HEADLESS_LABEL] = ""
+    subsets, is_truncated = _subsets(service, pods)
+    made: Object = {
+        "apiVersion": ENDPOINTS.api_version,
+        "kind": ENDPOINTS.name,
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "labels": labels},
+    }
+    if is_truncated:
+        made["metadata"]["annotations"] = {OVER_CAPACITY: "truncated"}
+    if subsets:
+        made["subsets"] = subsets
+    return made
+
+
+class EndpointsController(Controller[Name]):
+    """Keeps the Endpoints object of every Service that has a selector."""
+
+    def __init__(self, client: Client, informers: Informers) -> None:
+        super().__init__(client, informers)
+        self._services, self._pods = informers.of(SERVICE), informers.of(POD)
+        self._endpoints = informers.of(ENDPOINTS)
+        self._services.add_handler(self._on_named)
+        self._endpoints.add_handler(self._on_named)
+        self._pods.add_handler(self._on_pod)
+
+    def reconcile(self, key: Name) -> None:
+        """Writes the Endpoints object of the Service of that name."""
+        service, present = self._services.get(key), self._endpoints.get(key)
+        if service is None or not has_slices(service):
+            if service is None and present is not None:  # without a selector it is somebody else's
+                with contextlib.suppress(NotFound):
+                    self.client.delete(ENDPOINTS, key[1], key[0], uid=present["metadata"]["uid"])
+                self._endpoints.forget(present)
+            return
+        wanted = endpoints_object(service, self._pods.all_of(key[0]))
+        if present is None:
+            self._endpoints.observe(self.client.create(ENDPOINTS, wanted))
+        elif not _is_same(present, wanted):
+            wanted["metadata"] = {**present["metadata"], **wanted["metadata"]}
+            self._endpoints.observe(self.client.update(ENDPOINTS, wanted))
+
+    def _on_named(self, before: Object | None, after: Object | None) -> None:
+        obj = after or before
+        if obj is not None:
+            self.queue.add(name_of(obj))
+
+    def _on_pod(self, before: Object | None, after: Object | None) -> None:
+        pods = [pod for pod in (before, after) if pod is not None]
+        for service in self._services.all_of(pods[0]["metadata"]["namespace"]):
+            if has_slices(service) and any(_selects(service, pod) for pod in pods):
+                self.queue.add(name_of(service))
+
+
+def _selects(service: Object, pod: Object) -> bool:
+    return matches(service["spec"]["selector"], pod["metadata"].get("labels") or {})
+
+
+def _subsets(service: Object, pods: Iterable[Object]) -> tuple[list[Object], bool]:
+    """Addresses grouped by the port list they share, and whether some were left out; ready ones come first."""
+    groups: dict[tuple[Any, ...], list[tuple[Object, bool]]] = {}
+    for pod in pods:
+        address = _address(service, pod)
+        if address is not None:
+            is_ready = is_pod_ready(pod) or bool(service["spec"].get("publishNotReadyAddresses"))
+            groups.setdefault(_ports(service, pod), []).append((address, is_ready))
+    room = MAX_ADDRESSES
+    subsets = []
+    for ports, addresses in sorted(groups.items(), key=lambda item: repr(item[0])):
+        ordered = sorted(addresses, key=lambda entry: not entry[1])[:room]
+        room -= len(ordered)
+        subset: Object = {}
+        for field, wanted in (("addresses", True), ("notReadyAddresses", False)):
+            listed = [address for address, is_ready in ordered if is_ready is wanted]
+            if listed:
+                subset[field] = listed
+        if subset and ports:
+            subset["ports"] = [dict(port) for port in ports]
+        if subset:
+            subsets.append(subset)
+    return subsets, sum(map(len, groups.values())) > MAX_ADDRESSES
+
+
+def _address(service: Object, pod: Object) -> Object | None:
+    """The pod's entry, or None when it has none: no address of the first family, ended, or being deleted."""
+    spec, status, metadata = service["spec"], pod.get("status") or {}, pod["metadata"]
+    if status.get("phase") in ("Succeeded", "Failed") or not _selects(service, pod):
+        return None
+    if metadata.get("deletionTimestamp") and not spec.get("publishNotReadyAddresses"):
+        return None
+    is_v6 = (spec.get("ipFamilies") or ["IPv4"])[0] == "IPv6"
+    texts = [entry["ip"] for entry in status.get("podIPs") or ()] or [status.get("podIP", "")]
+    ip = next((text for text in texts if text and (":" in text) == is_v6), None)
+    if ip is None:
+        return None
+    address: Object = {"ip": ip}
+    if pod["spec"].get("hostname") and pod["spec"].get("subdomain") == service["metadata"]["name"]:
+        address["hostname"] = pod["spec"]["hostname"]
+    if pod["spec"].get("nodeName"):
+        address["nodeName"] = pod["spec"]["nodeName"]
+    reference = {field: metadata[field] for field in ("namespace", "name", "uid")}
+    return address | {"targetRef": {"kind": "Pod", **reference}}
+
+
+def _ports(service: Object, pod: Object) -> tuple[tuple[tuple[str, Any], ...], ...]:
+    ports = []
+    for port in service["spec"].get("ports") or ():
+        number = target_port(port, pod)
+        if number is None:
+            continue
+        entry: Object = {"port": number, "protocol": port.get("protocol", "TCP")}
+        entry |= {field: port[field] for field in ("name", "appProtocol") if port.get(field)}
+        ports.append(tuple(sorted(entry.items())))
+    return tuple(ports)
+
+
+def _is_same(present: Object, wanted: Object) -> bool:
+    metadata, fresh = present["metadata"], wanted["metadata"]
+    return (
+        present.get("subsets", []) == wanted.get("subsets", [])
+        and (metadata.get("labels") or {}) == fresh["labels"]
+        and (metadata.get("annotations") or {}).get(OVER_CAPACITY)
+        == (fresh.get("annotations") or {}).get(OVER_CAPACITY)
+    )

@@ -1,7 +1,7 @@
 """The same topology made by ip(8) in batches: the yardstick for what Python adds to the kernel's own work.
 
-It runs where nobody sees it (a mount namespace with an empty /run/netns, a network namespace of its own), and the kernel
-takes all of it down when the measuring process ends, however it ends. Sysctls are left out: ip(8) sets none.
+It runs where nobody sees it (a mount namespace with an empty /run/netns, a network namespace of its own), and all of it
+goes when the measuring process ends, however it ends. Sysctls are left out: ip(8) sets none.
 """
 
 from __future__ import annotations

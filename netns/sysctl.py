@@ -34,14 +34,17 @@ _EVERYWHERE: Mapping[str, str] = {
     **_per_interface("ipv6", "dad_transmits", "0"),
     "net.ipv4.neigh.default.proxy_delay": "0",
     "net.ipv6.neigh.default.proxy_delay": "0",
+    # "Refused" is an ICMP error: every refused packet gets its own, not one a second and client. The masks say which types
+    # are limited, also by the limit that older kernels keep for the whole host: none, and one that does not exist.
+    "net.ipv4.icmp_ratelimit": "0",
+    "net.ipv4.icmp_ratemask": "0",
+    "net.ipv6.icmp.ratelimit": "0",
+    "net.ipv6.icmp.ratemask": "0",
 }
 
 _FORWARDS: Mapping[str, str] = {
     "net.ipv4.ip_forward": "1",
     **_per_interface("ipv6", "forwarding", "1"),
-    # "Refused" is an ICMP error: every refused packet gets its own, not one a second and client.
-    "net.ipv4.icmp_ratelimit": "0",
-    "net.ipv6.icmp.ratelimit": "0",
 }
 
 _DOES_NOT_FORWARD: Mapping[str, str] = {

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,54 @@ def test_a_refused_request_is_named_with_the_kernels_reason(here: World) -> None
         build(topology, here.journal(), here.private)
 
 
+def test_more_requests_than_fit_one_batch_all_arrive_and_the_first_refusal_is_named(here: World) -> None:
+    one = f"{here.prefix}-one"
+    numbers = [f"10.80.{number // 250}.{number % 250 + 1}/32" for number in range(700)]
+    topology = Topology(
+        (NamespaceSpec(one, Role.CLIENT),),
+        bridges=(BridgeSpec(one, "br0"),),
+        addresses=tuple(AddressSpec(one, "br0", address) for address in numbers),
+    )
+    build(topology, here.journal(), here.private)
+    (bridge,) = [item for item in ip_in(one, "-4", "addr") if item["ifname"] == "br0"]
+    assert len(bridge["addr_info"]) == 700
+    bad = tuple(RouteSpec(one, f"10.{number}.0.0/16", "192.0.2.1") for number in range(1, 200))
+    good = RouteSpec(one, "10.81.0.0/24", dev="br0")
+    with pytest.raises(NetnsError, match=r"to 10\.1\.0\.0/16"):
+        build(Topology(routes=(*bad, good)), here.journal(), here.private)
+    assert "10.81.0.0/24" in [route["dst"] for route in ip_in(one, "route")]
+
+
+def test_parts_are_built_and_removed_side_by_side(here: World) -> None:
+    """As a node agent does it when many pods come and go at once."""
+    journal = here.journal()
+    whole = pods_on_a_node(here.prefix, 10)
+    build(Topology(whole.namespaces[:1]), journal, here.private)
+    parts = [
+        Topology(
+            (spec,),
+            tuple(veth for veth in whole.veths if veth.b.namespace == spec.name),
+            addresses=tuple(one for one in whole.addresses if one.namespace == spec.name or one.ifname == port),
+            routes=tuple(one for one in whole.routes if one.namespace == spec.name or one.dev == port),
+        )
+        for spec, port in ((spec, spec.name.split("-")[1]) for spec in whole.namespaces[1:])
+    ]
+
+    def come_and_go(part: Topology) -> None:
+        for _ in range(3):
+            build(part, journal, here.private)
+            process.spawn(["sleep", "60"], ns=named(part.namespaces[0].name, here.private), journal=journal)
+            remove(part, journal, here.private, grace=0)
+        build(part, journal, here.private)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(come_and_go, parts))
+    for number in range(3, 12):
+        assert reaches(here.namespace("pod2"), here.namespace(f"pod{number}"), f"10.77.0.{number}")
+    tear_down(journal)
+    assert here.leftovers() == []
+
+
 def test_an_impossible_topology_makes_nothing(here: World) -> None:
     spec = NamespaceSpec(f"{here.prefix}-one", Role.POD)
     with pytest.raises(NetnsError, match="is defined 2 times"):
@@ -276,3 +325,18 @@ def test_processes_are_ended_even_if_somebody_took_the_mount_away(here: World) -
     tear_down(journal, grace=0)
     assert process.exit_status(sleeper) == -9
     assert here.leftovers() == []
+
+
+@pytest.mark.parametrize("address", ["10.77.0.3", "fd77::3"])
+def test_every_refused_packet_gets_its_own_error(here: World, address: str) -> None:
+    """Linux's limits would answer six of them at once, then one a second."""
+    build(pods_on_a_node(here.prefix), here.journal(), here.private)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    assert reaches(here.namespace("pod2"), here.namespace("pod3"), address)
+    with socket_in(here.namespace("pod2"), family, socket.SOCK_DGRAM) as client:
+        client.connect((address, 9))
+        client.settimeout(1)
+        for _ in range(100):
+            client.send(b"nobody listens")
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(1)

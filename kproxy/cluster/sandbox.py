@@ -2,7 +2,7 @@
 
 Inside there are a user, mount, PID, UTS, IPC and cgroup namespace of its own; the host's programs and libraries
 read-only, a few generated files in /etc, an empty /tmp; nothing of /root, /home, /run and /var. The command is root to
-itself and nobody to the kernel: no capability over its network namespace, no new privileges, no further user namespaces.
+itself and nobody to the kernel: no capability over its network namespace, no new privileges, no more user namespaces.
 
 Law: what is in the sandbox is decided here and nowhere else, for containers and for `kproxy exec` alike.
 """
@@ -22,7 +22,7 @@ from typing import Final, NoReturn
 from kproxy.cluster.fork_server import LOG_LIMIT, POD_UID
 from kproxy.errors import HostError
 from netns.journal import Journal
-from netns.namespace import Namespace, enter
+from netns.namespace import Namespace, enter, identity
 from netns.process import Process, find, spawn
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -128,10 +128,21 @@ def become(container: Container, ns: Namespace) -> NoReturn:
         os.execve(program, [program, "--die-with-parent", *_arguments(container, files)], {})  # noqa: S606
 
 
-def inner_process(status: Path) -> Process | None:
-    """The sandbox's first process, whose end takes everything in it along; None when it is gone or not there yet."""
+def inner_process(status: Path, ns: Namespace) -> Process | None:
+    """The sandbox's first process, whose end takes everything in it along; None when it is gone or not there yet.
+
+    Its number alone might be somebody else's by now: it must be a pod's process in this very network namespace.
+    """
     pid = _report(status).get("child-pid")
-    return find(pid) if isinstance(pid, int) else None
+    if not isinstance(pid, int):
+        return None
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        is_here = identity(Path(f"/proc/{pid}/ns/net")) == identity(ns.path)
+    except OSError:
+        return None
+    is_pods = any(line.split()[:2] == ["Uid:", str(POD_UID)] for line in lines)
+    return find(pid) if is_here and is_pods else None
 
 
 def commands(outer: Process) -> list[Process]:

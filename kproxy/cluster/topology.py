@@ -93,12 +93,27 @@ def infrastructure(config: ClusterConfig) -> Topology:
     return merge(*parts)
 
 
+def pod_parts(config: ClusterConfig, namespace: str, name: str, node: str) -> Topology:
+    """What goes when a pod goes: its namespace and its link."""
+    inside = pod_namespace_name(config, namespace, name)
+    outside = End(namespace_name(config, node), _pod_port(namespace, name))
+    return Topology(
+        namespaces=(NamespaceSpec(inside, Role.POD),),
+        veths=(VethSpec(End(inside, UPLINK), outside, mtu=pod_mtu(config)),),
+        alias=_alias(config),
+    )
+
+
+def _pod_port(namespace: str, name: str) -> str:
+    return derived_name("veth", namespace, name)
+
+
 def pod(config: ClusterConfig, place: PodPlace) -> Topology:
     """One pod behind its node: a routed veth, the pod's default route onlink through PODCIDR.1."""
     node = config.node(place.node)
     inside = pod_namespace_name(config, place.namespace, place.name)
     outside = namespace_name(config, node.name)
-    ifname = derived_name("veth", place.namespace, place.name)
+    ifname = _pod_port(place.namespace, place.name)
     addresses: list[AddressSpec] = []
     routes: list[RouteSpec] = []
     for address, pod_cidr in zip(place.addresses, node.pod_cidrs, strict=True):
@@ -111,13 +126,8 @@ def pod(config: ClusterConfig, place: PodPlace) -> Topology:
             RouteSpec(outside, _single(address), dev=ifname),
             RouteSpec(inside, ANY[_version(address)], via=gateway, dev=UPLINK, onlink=True),
         ]
-    return Topology(
-        namespaces=(NamespaceSpec(inside, Role.POD),),
-        veths=(VethSpec(End(inside, UPLINK), End(outside, ifname), mtu=pod_mtu(config)),),
-        addresses=tuple(addresses),
-        routes=tuple(routes),
-        alias=_alias(config),
-    )
+    parts = pod_parts(config, place.namespace, place.name, node.name)
+    return merge(parts, Topology(addresses=tuple(addresses), routes=tuple(routes)))
 
 
 def _alias(config: ClusterConfig) -> str:

@@ -1,0 +1,349 @@
+"""The control plane of one lab: the process that makes the network, serves the API and keeps everything running.
+
+Run by `kproxy lab up` as `python -m kproxy.cluster.control_plane LAB --report FD`. It owns nothing that cannot be found
+again: killed at any moment and started again, it completes what is missing and goes on with what is there.
+
+Law: what takes long starts first. Echo servers' parent is forked off before anything big is imported; the network is
+built beside the start of the API; node proxies start as soon as their namespaces are there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig
+from kproxy.cluster.layout import Layout
+from kproxy.cluster.pod_processes import ForkServer
+from kproxy.errors import AlreadyExists, HostError, KproxyError
+from netns.errors import NetnsError
+from netns.journal import Journal
+
+if TYPE_CHECKING:
+    from kproxy.api.types import Object
+    from kproxy.client import Client
+    from kproxy.cluster.apiserver import Server
+    from kproxy.cluster.controllers.node_agent import NodeAgent
+    from kproxy.cluster.controllers.node_proxy import NodeProxies
+    from kproxy.cluster.status import LabStatus, NodeStatus, ProcessStatus
+
+_LOG = logging.getLogger(__name__)
+ROLE: Final = "control-plane"
+PATIENCE: Final = 30.0
+"""Seconds that the nodes' proxies get to program their kernels for the first time."""
+
+
+class Report:
+    """What `lab up` reads while it waits: one JSON object a line on the descriptor that it passed.
+
+    Args:
+        fd: where to write; -1 when nobody reads.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._file = os.fdopen(fd, "w", encoding="utf-8") if fd >= 0 else None
+        self._lock = threading.Lock()
+
+    def progress(self, what: str) -> None:
+        """Says what is being done now."""
+        self._say({"progress": what})
+
+    def timing(self, what: str, seconds: float) -> None:
+        """Says how long something took."""
+        self._say({"timing": [what, seconds]})
+
+    def error(self, message: str) -> None:
+        """Says that it cannot go on, and why."""
+        self._say({"error": message})
+
+    def ready(self) -> None:
+        """Says that everything is up; nothing more is said."""
+        self._say({"ready": True})
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
+
+    def _say(self, line: dict[str, object]) -> None:
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+            except OSError:
+                self._file = None  # whoever waited is gone; the lab goes on
+
+
+class ControlPlane:
+    """Everything that runs in this process.
+
+    Args:
+        layout: the lab's paths.
+        config: the cluster.
+        journal: the lab's record.
+        fork_server: where echo servers come from.
+        report: who waits for the lab to be up.
+    """
+
+    def __init__(
+        self, layout: Layout, config: ClusterConfig, journal: Journal, fork_server: ForkServer, report: Report
+    ) -> None:
+        self._layout = layout
+        self._config = config
+        self._journal = journal
+        self._fork_server = fork_server
+        self._report = report
+        self._stop = threading.Event()
+        self._network_is_up = threading.Event()
+        self._failure: Exception | None = None
+        self._agent: NodeAgent | None = None
+        self._proxies: NodeProxies | None = None
+        self._variant = ""
+
+    def run(self) -> None:
+        """Brings everything up and works until SIGTERM.
+
+        Raises:
+            HostError: the machine refused something that the lab cannot be without.
+            NetnsError: likewise.
+        """
+        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._in_thread("network", self._make_network)
+        server, client = self._serve()
+        self._start_controllers(client)
+        self._network_is_up.wait()
+        if self._failure is not None:
+            raise self._failure
+        self._start_agent(client)
+        self._wait_for_proxies()
+        self._report.ready()
+        self._stop.wait()
+        server.stop()
+
+    def _in_thread(self, name: str, body: Callable[[], None]) -> None:
+        threading.Thread(target=body, name=name, daemon=True).start()
+
+    def _make_network(self) -> None:
+        """Body of the thread that builds everything but pods, and starts the node proxies."""
+        try:
+            self._build_network()
+        except (KproxyError, NetnsError, OSError) as error:
+            self._failure = error
+        finally:
+            self._network_is_up.set()
+
+    def _build_network(self) -> None:
+        from kproxy.cluster import egress, host, topology
+        from kproxy.cluster.controllers.node_proxy import NodeProxies
+        from netns import build, sysctl
+        from netns.namespace import named
+
+        began = time.monotonic()
+        self._report.progress("building the network")
+        build.build(topology.infrastructure(self._config), self._journal, self._layout.namespaces)
+        for node in self._config.nodes:
+            # Pods with hostNetwork listen below 1024 without capabilities, as pods do.
+            ns = named(self._layout.netns(node.name), self._layout.namespaces)
+            sysctl.apply(ns, {"net.ipv4.ip_unprivileged_port_start": "0"})
+        self._report.timing("network", time.monotonic() - began)
+        began = time.monotonic()
+        self._variant = egress.usable_variant(self._layout, self._config)
+        self._journal.step(f"{egress.CHAIN} of {self._config.nodes[0].name}")
+        host.link_tools(self._layout, self._variant, self._journal)
+        self._proxies = NodeProxies(self._config, self._layout, self._journal, self._variant)
+        self._proxies.start()
+        for node in self._config.nodes[1:]:
+            egress.write(self._layout, self._config, node.name, self._variant)
+            self._journal.step(f"{egress.CHAIN} of {node.name}")
+        self._report.timing("egress rules, start of the proxies", time.monotonic() - began)
+
+    def _serve(self) -> tuple[Server, Client]:
+        from kproxy.client import Client
+        from kproxy.cluster.admission import ClusterSettings
+        from kproxy.cluster.apiserver import serve
+        from kproxy.cluster.store import Store
+
+        began = time.monotonic()
+        first, _, last = self._config.node_port_range.partition("-")
+        settings = ClusterSettings(
+            service_cidrs=self._config.service_networks,
+            ip_families=self._config.ip_families,
+            node_port_range=(int(first), int(last)),
+            image_patterns=tuple(entry.match for entry in self._config.images),
+        )
+        store = Store(self._layout.database)
+        server = serve(store, self._layout.api_socket, cluster=settings, lab_status=self.status)
+        client = Client(self._layout.api_url)
+        self._journal.step("API")
+        for node in self._config.nodes:
+            _ensure_node(client, node)
+        self._report.timing("API", time.monotonic() - began)
+        return server, client
+
+    def _start_controllers(self, client: Client) -> None:
+        from kproxy.cluster.controllers.endpoint_slices import EndpointSliceController
+        from kproxy.cluster.controllers.informer import Informers
+        from kproxy.cluster.controllers.scheduler import Scheduler
+
+        informers = Informers(client)
+        controllers = [
+            Scheduler(client, informers),
+            EndpointSliceController(client, informers),
+        ]
+        informers.start(self._stop)
+        for controller in controllers:
+            self._in_thread(type(controller).__name__, lambda run=controller.run: run(self._stop))  # type: ignore[misc]
+
+    def _start_agent(self, client: Client) -> None:
+        from kproxy.cluster.controllers.node_agent import NodeAgent
+
+        agent = NodeAgent(client, self._config, self._layout, self._journal, self._fork_server)
+        self._agent = agent
+        self._in_thread("node-agent", lambda: agent.run(self._stop))
+
+    def _wait_for_proxies(self) -> None:
+        if self._proxies is None:
+            return
+        proxies = self._proxies
+        began = time.monotonic()
+        self._report.progress("waiting for the nodes' proxies")
+        self._in_thread("node-proxies", lambda: proxies.run(self._stop))
+        if missing := proxies.wait_until_programmed(PATIENCE):
+            logs = ", ".join(str(self._layout.log(f"proxy.{name}")) for name in missing)
+            raise HostError(f"the proxy of {', '.join(missing)} has not programmed its node", left=f"see {logs}")
+        self._report.timing("waiting for the proxies", time.monotonic() - began)
+
+    # ----- what there is
+
+    def status(self) -> LabStatus:
+        """The lab as it is now."""
+        from kproxy.cluster import status, topology
+
+        config = self._config
+        return status.LabStatus(
+            name=config.name,
+            ip_families=config.ip_families,
+            pod_network=config.pod_network,
+            pod_cidrs=config.pod_networks,
+            service_cidrs=config.service_networks,
+            node_port_range=config.node_port_range,
+            router=status.RouterStatus(
+                self._layout.netns("router"), (*config.router_addresses, *config.gateway_addresses)
+            ),
+            nodes=tuple(self._node_status(node) for node in config.nodes),
+            clients=tuple(
+                status.ClientStatus(
+                    client.name, self._layout.netns(client.name), client.addresses, topology.client_routes(config)
+                )
+                for client in config.clients
+            ),
+            external_routes=tuple(status.ExternalRoute(route.to, route.via) for route in config.external_routes),
+            pods=self._agent.pods() if self._agent is not None else (),
+            processes=tuple(self._process_statuses()),
+            proxy=status.ProxyStatus(
+                cluster_cidrs=config.pod_networks,
+                masquerade_all=config.proxy.flags.get("masquerade-all", "false") in ("", "true"),
+                detect_local_mode=config.proxy.flags.get("detect-local-mode", "ClusterCIDR"),
+                variant=self._variant,
+            ),
+            api_socket=str(self._layout.api_socket),
+        )
+
+    def _node_status(self, node: NodeConfig) -> NodeStatus:
+        from kproxy.cluster import status
+
+        has_proxy = node.proxy.mode != "none"
+        return status.NodeStatus(
+            name=node.name,
+            namespace=self._layout.netns(node.name),
+            addresses=node.addresses,
+            zone=node.zone,
+            pod_cidrs=node.pod_cidrs,
+            proxy="kproxy" if has_proxy else "none",
+            ready=not has_proxy or (self._proxies is not None and self._proxies.is_programmed(node.name)),
+        )
+
+    def _process_statuses(self) -> Sequence[ProcessStatus]:
+        from kproxy.cluster.status import ProcessStatus
+
+        found = [ProcessStatus(ROLE, os.getpid(), "host")]
+        if (forker := self._fork_server.process) is not None:
+            found.append(ProcessStatus("fork-server", forker.pid, "host"))
+        if self._proxies is not None:
+            found += [ProcessStatus("proxy", pid, node) for node, pid in self._proxies.processes()]
+        if self._agent is not None:
+            found += self._agent.processes()
+        return found
+
+
+def _ensure_node(client: Client, node: NodeConfig) -> None:
+    """Ensures that the Node object is there; one that is there already stays as it is."""
+    from kproxy.api.kinds import NODE
+
+    try:
+        client.create(NODE, node_object(node))
+    except AlreadyExists:
+        return
+    client.patch(NODE, node.name, {"status": node_status(node)}, subresource="status")
+
+
+def node_object(node: NodeConfig) -> Object:
+    """The Node object as kubelet would register it."""
+    labels = {
+        "kubernetes.io/hostname": node.name,
+        "kubernetes.io/os": "linux",
+        **({"topology.kubernetes.io/zone": node.zone} if node.zone else {}),
+        **node.labels,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node.name, "labels": labels},
+        "spec": {"podCIDR": node.pod_cidrs[0], "podCIDRs": list(node.pod_cidrs)},
+    }
+
+
+def node_status(node: NodeConfig) -> Object:
+    """The Node's status: its addresses, and that it is ready."""
+    addresses = [{"type": "InternalIP", "address": address} for address in node.addresses]
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "the lab's node agent serves it"}
+    return {
+        "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
+        "conditions": [ready],
+        "nodeInfo": {"operatingSystem": "linux", "kernelVersion": os.uname().release},
+    }
+
+
+def main() -> None:
+    """Runs the control plane of the lab named on the command line until SIGTERM."""
+    began = time.monotonic()
+    layout = Layout(sys.argv[1])
+    report = Report(int(sys.argv[3]) if sys.argv[2:3] == ["--report"] else -1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    journal = Journal(layout.journal, ROLE)
+    try:
+        fork_server = ForkServer(layout, journal)
+        fork_server.start()
+        config = msgspec.json.decode(Path(layout.cluster_file).read_bytes(), type=ClusterConfig)
+        report.timing("fork server", time.monotonic() - began)
+        ControlPlane(layout, config, journal, fork_server, report).run()
+    except (KproxyError, NetnsError, OSError) as error:
+        _LOG.error("%s", error)
+        report.error(str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What a pod runs, which ports its echo server has, and what its status says: decisions about values.
+
+Law: nothing here starts, reads or writes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kproxy.api.labels import matches
+from kproxy.api.types import Container, Object, Pod, Service
+from kproxy.cluster.clusterfile import ClusterConfig
+from kproxy.cluster.echo import Port
+
+ECHO: Final = "echo"
+"""Name of the process that stands for all containers without a command; container names are longer or their own."""
+FIRST_BACKOFF: Final = 10.0
+LONGEST_BACKOFF: Final = 300.0
+"""Seconds before a container that ended is started again: at once, then 10, 20, ... 300 (kubelet: CrashLoopBackOff)."""
+HOSTNAME_LIMIT: Final = 63
+
+
+@dataclass(frozen=True)
+class Command:
+    """One container that runs a program of the host's.
+
+    Attributes:
+        container: its name.
+        argv: program and arguments.
+    """
+
+    container: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    working_dir: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pod's containers come to.
+
+    Attributes:
+        init: run to their end, one after the other, before anything else.
+        commands: run side by side.
+        echoes: names of the containers that the one echo server stands for.
+    """
+
+    init: tuple[Command, ...]
+    commands: tuple[Command, ...]
+    echoes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ContainerState:
+    """What is seen of one container.
+
+    Attributes:
+        is_ready: it runs, and if it is the echo server, it listens on all its ports.
+        started_at: RFC 3339; empty while it does not run.
+        exit_code: of its last run; None before its first end, or when nobody saw it.
+        waiting: why it does not run: `ContainerCreating`, `CrashLoopBackOff`, ...; empty when it runs or is done.
+        message: more about the reason.
+        restarts: how often it was started again.
+    """
+
+    is_ready: bool = False
+    started_at: str = ""
+    exit_code: int | None = None
+    waiting: str = "ContainerCreating"
+    message: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is seen of a pod: its addresses, and its containers by name."""
+
+    addresses: tuple[str, ...]
+    host_addresses: tuple[str, ...]
+    is_initialized: bool
+    containers: Mapping[str, ContainerState]
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass
+class Backoff:
+    """How long to wait before the next start of one container."""
+
+    seconds: float = field(default=0.0)
+
+    def next(self) -> float:
+        """Seconds until it is started again; grows with every call."""
+        current = self.seconds
+        self.seconds = min(max(FIRST_BACKOFF, 2 * current), LONGEST_BACKOFF)
+        return current
+
+
+def plan(pod: Pod, config: ClusterConfig) -> Plan:
+    """What the pod's containers come to here: their own commands, an image's local command, or the echo server.
+
+    An init container without a command has nothing to do; one with restartPolicy Always is a container like the others.
+    """
+    init: list[Command] = []
+    commands: list[Command] = []
+    echoes: list[str] = []
+    sidecars = [container for container in pod.spec.init_containers if container.restart_policy == "Always"]
+    for container in pod.spec.init_containers:
+        if container not in sidecars and (command := _command(container, config)) is not None:
+            init.append(command)
+    for container in (*sidecars, *pod.spec.containers):
+        found = _command(container, config)
+        if found is None:
+            echoes.append(container.name)
+        else:
+            commands.append(found)
+    return Plan(tuple(init), tuple(commands), tuple(echoes))
+
+
+def _command(container: Container, config: ClusterConfig) -> Command | None:
+    argv = container.command or config.image_command(container.image)
+    if not argv:
+        return None
+    env = {variable.name: variable.value for variable in container.env}
+    return Command(container.name, (*argv, *container.args), env, container.working_dir)
+
+
+def echo_ports(pod: Pod, echoes: Sequence[str], services: Iterable[Service]) -> frozenset[Port]:
+    """The ports that the pod's echo server listens on: its containers' own.
+
+    A pod that declares no port at all gets the numeric target ports of the Services that select it.
+
+    Args:
+        pod: the pod.
+        echoes: the containers that the echo server stands for.
+        services: those of the pod's namespace.
+    """
+    containers = (*pod.spec.init_containers, *pod.spec.containers)
+    if any(container.ports for container in containers):
+        return frozenset(
+            (port.protocol, port.container_port)
+            for container in containers
+            if container.name in echoes
+            for port in container.ports
+            if port.protocol in ("TCP", "UDP")
+        )
+    return frozenset(
+        (port.protocol, target)
+        for service in services
+        if service.spec.selector and matches(service.spec.selector, pod.metadata.labels)
+        for port in service.spec.ports
+        if isinstance(target := port.port if port.target_port is None else port.target_port, int)
+        and port.protocol in ("TCP", "UDP")
+    )
+
+
+def hostname(pod: Pod) -> str:
+    """What the pod calls itself: spec.hostname, else its name, cut to what the kernel takes as a label."""
+    return (pod.spec.hostname or pod.metadata.name)[:HOSTNAME_LIMIT].rstrip("-.")
+
+
+def is_started_again(restart_policy: str, code: int | None) -> bool:
+    """Whether a container that ended with this exit code is started again; None (nobody saw it) counts as failed."""
+    return restart_policy == "Always" or (restart_policy == "OnFailure" and code != 0)
+
+
+def phase(pod: Pod, observed: Observed) -> str:
+    """Pending, Running, Succeeded or Failed (kubelet: getPhase)."""
+    states = list(observed.containers.values())
+    if not observed.is_initialized:
+        is_over = any(_is_over(pod, state) for state in states)
+        return "Failed" if is_over else "Pending"
+    if states and all(_is_over(pod, state) for state in states):
+        return "Succeeded" if all(state.exit_code == 0 for state in states) else "Failed"
+    if any(state.started_at or state.exit_code is not None or state.restarts for state in states):
+        return "Running"
+    return "Pending"
+
+
+def _is_over(pod: Pod, state: ContainerState) -> bool:
+    if state.started_at or state.waiting:
+        return False
+    return not is_started_again(pod.spec.restart_policy, state.exit_code)
+
+
+def status(pod: Pod, previous: Mapping[str, Any], observed: Observed, now: str) -> Object:
+    """The pod's status as a merge patch takes it: what is no longer so is null.
+
+    Args:
+        pod: the pod.
+        previous: its status so far; conditions that have not changed keep their time.
+        observed: what is seen now.
+        now: RFC 3339 time of this look.
+    """
+    is_ready = bool(observed.containers) and all(state.is_ready for state in observed.containers.values())
+    current = phase(pod, observed)
+    unready = sorted(name for name, state in observed.containers.items() if not state.is_ready)
+    readiness: Object = {"status": "True"}
+    if not is_ready:
+        why = "PodCompleted" if current == "Succeeded" else "ContainersNotReady"
+        message = f"containers with unready status: [{' '.join(unready)}]"
+        readiness = {"status": "False", "reason": why, "message": message}
+    conditions = [
+        {"type": "PodScheduled", "status": "True"},
+        {"type": "Initialized", "status": "True" if observed.is_initialized else "False"},
+        {"type": "ContainersReady", **readiness},
+        {"type": "Ready", **readiness},
+    ]
+    return {
+        "phase": current,
+        "reason": observed.reason or None,
+        "message": observed.message or None,
+        "podIP": observed.addresses[0] if observed.addresses else None,
+        "podIPs": [{"ip": address} for address in observed.addresses] or None,
+        "hostIP": observed.host_addresses[0],
+        "hostIPs": [{"ip": address} for address in observed.host_addresses],
+        "startTime": previous.get("startTime") or now,
+        "conditions": [_since(previous, condition, now) for condition in conditions],
+        "containerStatuses": [
+            _container_status(container, observed.containers[container.name])
+            for container in (*pod.spec.init_containers, *pod.spec.containers)
+            if container.name in observed.containers
+        ],
+    }
+
+
+def _since(previous: Mapping[str, Any], condition: Object, now: str) -> Object:
+    """The condition with the time at which it became so."""
+    for known in previous.get("conditions") or ():
+        if (known.get("type"), known.get("status")) == (condition["type"], condition["status"]):
+            return {**condition, "lastTransitionTime": known.get("lastTransitionTime") or now}
+    return {**condition, "lastTransitionTime": now}
+
+
+def _container_status(container: Container, state: ContainerState) -> Object:
+    if state.started_at:
+        what: Object = {"running": {"startedAt": state.started_at}}
+    elif state.waiting:
+        what = {"waiting": {"reason": state.waiting, **({"message": state.message} if state.message else {})}}
+    else:
+        code = 255 if state.exit_code is None else state.exit_code
+        what = {"terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error"}}
+    return {
+        "name": container.name,
+        "image": container.image,
+        "imageID": "",
+        "ready": state.is_ready,
+        "started": bool(state.started_at),
+        "restartCount": state.restarts,
+        "state": what,
+    }

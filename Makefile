@@ -25,12 +25,8 @@ MISSING = $(shell for package in $(PACKAGES); do \
 DEMO := clusterip nodeport nodeport-local session-affinity no-endpoints
 LAB ?= lab
 
-# What people made under sudo should be able to delete again. Runs whether the recipe ends well or not.
-GIVE_BACK := trap 'if [ "$$(id -u)" = 0 ] && [ -n "$${SUDO_UID:-}" ]; then \
-	find $(VENV) kproxy.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis junit.xml \
-	  -user 0 -exec chown -h "$$SUDO_UID:$$SUDO_GID" {} + 2>/dev/null || true; \
-	find . -name __pycache__ -not -path "./$(VENV)/*" -exec chown -R "$$SUDO_UID:$$SUDO_GID" {} + 2>/dev/null || true; \
-	fi' EXIT
+# What was made under sudo belongs to the person who called it, whether the recipe ends well or not.
+GIVE_BACK := trap .ci/give-back EXIT
 
 .PHONY: help setup packages link demo test test-quick lint format bench down uninstall lock
 

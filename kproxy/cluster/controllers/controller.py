@@ -58,6 +58,11 @@ class WorkQueue(Generic[K]):
         """Forgets the failures of the key."""
         self._failures.pop(key, None)
 
+    def wake(self) -> None:
+        """Has a waiting ``take`` look at its stop event now."""
+        with self._condition:
+            self._condition.notify_all()
+
     def take(self, stop: threading.Event) -> K | None:
         """The next key; None when ``stop`` is set."""
         with self._condition:

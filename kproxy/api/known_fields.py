@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import json
 import pkgutil
 import re
@@ -88,6 +89,8 @@ _WORDS: Final = {
     "scalar": "must be a string, a number or a boolean",
 }
 
+_MAX_ERRORS: Final = 1000
+
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")
 
 
@@ -98,7 +101,8 @@ def check(obj: Object) -> list[FieldError]:
     values of another JSON type than the field's. A null counts as "not set", except as an item of a list.
 
     Returns:
-        All errors, in the order of the object's fields; empty when it is well formed.
+        All errors (of an object that is all errors the first 1000), in the order of the object's fields; empty when it
+        is well formed.
     """
     errors = [error for key in ("apiVersion", "kind") if (error := _named(obj, key)) is not None]
     if errors:
@@ -106,7 +110,7 @@ def check(obj: Object) -> list[FieldError]:
     type_name = _table()[0].get(f"{obj['apiVersion']}/{obj['kind']}")
     if type_name is None:
         return [_unknown_kind(obj["apiVersion"], obj["kind"])]
-    return list(_check_object(obj, type_name, ""))
+    return list(itertools.islice(_check_object(obj, type_name, ""), _MAX_ERRORS))
 
 
 def is_known(api_version: Any, kind: Any) -> bool:

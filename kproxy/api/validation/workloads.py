@@ -117,8 +117,13 @@ def _check_rolling_update(rolling: Object, path: str) -> Iterator[FieldError]:
     unavailable, surge = rolling.get("maxUnavailable", "25%"), rolling.get("maxSurge", "25%")
     if _is_nothing(unavailable) and _is_nothing(surge):
         yield invalid(f"{path}.maxUnavailable", unavailable, "may not be 0 when `maxSurge` is 0")
-    if isinstance(unavailable, str) and not formats.percentage(unavailable) and int(unavailable[:-1][-9:]) > 100:
+    if isinstance(unavailable, str) and not formats.percentage(unavailable) and _is_more_than_all(unavailable):
         yield invalid(f"{path}.maxUnavailable", unavailable, "must not be greater than 100%")
+
+
+def _is_more_than_all(percentage: str) -> bool:
+    digits = percentage.removesuffix("%").lstrip("0")
+    return len(digits) > 3 or int(digits or "0") > 100
 
 
 def _is_nothing(value: Any) -> bool:

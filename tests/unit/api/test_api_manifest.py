@@ -6,6 +6,7 @@ import pytest
 
 from kproxy.api.field_errors import invalid
 from kproxy.api.manifest import MAX_FILE_BYTES, MAX_OBJECT_BYTES, Document, duplicates, identity, read, subject
+from kproxy.api.validation import prepare
 
 SERVICE = """\
 # a comment
@@ -273,3 +274,18 @@ def test_kinds_and_namespaces_tell_names_apart_but_versions_do_not() -> None:
     node = json.loads(service("a", kind="Node"))
     assert identity(node) == identity({**node, "metadata": {"name": "a", "namespace": "n"}})
     assert identity({"kind": "Pod", "metadata": {}}) is None
+
+
+def test_enormous_keys_are_answered_at_once() -> None:
+    for letter in "[.":
+        key = letter * 1_000_000
+        document = only(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": {key: 1}}))
+        assert document.origin.line_of(f"spec.{key}") == 1
+
+
+def test_an_object_full_of_errors_is_answered_soon_with_a_bounded_number_of_them() -> None:
+    document = only(
+        json.dumps({"apiVersion": "v1", "kind": "Pod", "spec": {f"container{i}": 1 for i in range(100_000)}})
+    )
+    _, errors = prepare(document.obj)
+    assert len(errors) == 1000

@@ -184,7 +184,7 @@ class PacketWorker:
         self._stations: list[Station] = []
 
     def station(self, namespace: Path) -> Station:
-        """A station in the network namespace at that path.
+        """A station in the network namespace at that path, which sees every packet from now on.
 
         Raises:
             NetnsError: there is no namespace at that path, or the worker did not start.
@@ -202,6 +202,7 @@ class PacketWorker:
             raise NetnsError("the packet worker is gone", call="send") from error
         station = Station(own, namespace.name)
         self._stations.append(station)
+        station.sightings()  # an answer means that its sniffer is open
         return station
 
     def close(self) -> None:

@@ -77,11 +77,11 @@ def as_table(proofs: Sequence[Proof], pod_names: dict[str, str]) -> RenderableTy
     parts: list[RenderableType] = []
     for service, group in groupby(proofs, key=lambda proof: proof.row.service):
         members = list(group)
-        table = Table(title=f"Service {service}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(title=Text(f"Service {service}", style="bold"), title_justify="left", box=None, pad_edge=False)
         for heading in ("CLIENT", "FRONTEND", "PROMISED", "SEEN", "HOPS", "CHAINS CROSSED", ""):
             table.add_column(heading, overflow="fold")
         for proof in members:
-            table.add_row(*_cells(proof, pod_names))
+            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in _cells(proof, pod_names)))
         parts += [table, Text()]
     return Group(*parts, summary(proofs))
 
@@ -121,7 +121,7 @@ def _side(side: Promise | Seen) -> dict[str, Any]:
     }
 
 
-def _cells(proof: Proof, names: dict[str, str]) -> list[RenderableType]:
+def _cells(proof: Proof, names: dict[str, str]) -> list[str | Text]:
     row = proof.row
     mark = Text("ok", style="green") if proof.is_ok else Text("DIFFERENT", style="bold red")
     seen = _words(proof.seen, names)

@@ -1,7 +1,7 @@
 """Which rules a packet matched on a node, told by the counters that the kernel keeps for every rule.
 
 On the legacy variant they are read by python-iptables out of the kernel's own tables, in one long-lived process per
-node (`kproxy.insight.rule_reader`); on nft by ``iptables-nft-save -c``. Both give the same `Rule` values.
+node and family (`kproxy.insight.rule_reader`); on nft by ``iptables-nft-save -c``. Both give the same `Rule` values.
 """
 
 from __future__ import annotations
@@ -89,34 +89,54 @@ def open_reader(namespace: Path, variant: str) -> RuleReader:
 
 
 class LegacyReader:
-    """Asks a process that entered the namespace before it imported python-iptables."""
+    """Asks processes that entered the namespace before they imported python-iptables; one a family, started on use."""
 
     def __init__(self, namespace: Path) -> None:
-        self._name = namespace.name
-        own, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())}
-        with theirs, namespace.open("rb") as entry:
-            self._process = subprocess.Popen(  # noqa: S603 - a fixed command
-                [sys.executable, "-P", "-m", "kproxy.insight.rule_reader", str(entry.fileno()), str(theirs.fileno())],
-                pass_fds=[entry.fileno(), theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
-        self._connection = own
-        self._lines = own.makefile("rb")
-        self._shapes: dict[int, tuple[str, tuple[Rule, ...]]] = {}
+        self._namespace = namespace
+        self._processes: dict[int, _ReaderProcess] = {}
 
     def read(self, family: int) -> tuple[Rule, ...]:
-        """As in `RuleReader`; what the rules are is asked for only when their shape has changed."""
-        shape, packets = self._ask("counters", family)
-        if self._shapes.get(family, ("", ()))[0] != shape:
-            shape, rules = self._ask("rules", family)
-            self._shapes[family] = (shape, tuple(Rule(*rule) for rule in rules))
-            packets = [rule.packets for rule in self._shapes[family][1]]
-        return tuple(replace(rule, packets=n) for rule, n in zip(self._shapes[family][1], packets, strict=True))
+        """As in `RuleReader`."""
+        if family not in self._processes:
+            self._processes[family] = _ReaderProcess(self._namespace, family)
+        return self._processes[family].read()
 
     def close(self) -> None:
         """As in `RuleReader`."""
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
+
+
+class _ReaderProcess:
+    """One `kproxy.insight.rule_reader`. It ends with us, whatever way we end, as its input does."""
+
+    def __init__(self, namespace: Path, family: int) -> None:
+        self._name = namespace.name
+        own, theirs = socket.socketpair()
+        module = [sys.executable, "-P", "-m", "kproxy.insight.rule_reader"]
+        with theirs, namespace.open("rb") as entry:
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed command
+                [*module, str(entry.fileno()), str(theirs.fileno()), str(family)],
+                pass_fds=[entry.fileno(), theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+            )
+        self._connection = own
+        self._lines = own.makefile("rb")
+        self._shape = ""
+        self._rules: tuple[Rule, ...] = ()
+
+    def read(self) -> tuple[Rule, ...]:
+        """What the rules are is asked for only when their shape has changed; else their counters alone."""
+        shape, packets = self._ask("counters")
+        if shape != self._shape:
+            self._shape, rules = self._ask("rules")
+            self._rules = tuple(Rule(*rule) for rule in rules)
+            return self._rules
+        return tuple(replace(rule, packets=count) for rule, count in zip(self._rules, packets, strict=True))
+
+    def close(self) -> None:
         self._lines.close()
         self._connection.close()
         try:
@@ -125,9 +145,9 @@ class LegacyReader:
             self._process.kill()
             self._process.wait()
 
-    def _ask(self, what: str, family: int) -> tuple[str, list[Any]]:
+    def _ask(self, what: str) -> tuple[str, list[Any]]:
         try:
-            self._connection.sendall(f"{what} {family}\n".encode())
+            self._connection.sendall(what.encode() + b"\n")
             line = self._lines.readline()
         except OSError:
             line = b""

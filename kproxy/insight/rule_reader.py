@@ -1,9 +1,10 @@
 """The process that reads one node's legacy iptables tables with python-iptables, for `kproxy.insight.rule_counters`.
 
 Law: it enters the namespace before ``import iptc`` (which keeps handles by table name, whatever the namespace), it
-never writes a rule, and it speaks through a socket, since iptc redirects file descriptor 1.
+reads one family (with a second one python-iptables 1.2.0 cannot find MASQUERADE any more), it never writes a rule, and
+it speaks through a socket, since iptc redirects file descriptor 1.
 
-A request is a line ``counters 4`` or ``rules 6``; the answer is one line of JSON: ``shape`` says whether the rules are
+A request is a line ``counters`` or ``rules``; the answer is one line of JSON: ``shape`` says whether the rules are
 still the same ones, ``found`` the packet counters in order or the rules as `Rule` takes them.
 """
 
@@ -28,17 +29,17 @@ class Reader:
     """Reads through python-iptables.
 
     Args:
-        iptc: the module, imported inside the namespace.
+        table: python-iptables' class of tables, ``Table`` or ``Table6``.
     """
 
-    def __init__(self, iptc: Any) -> None:
-        self._iptc = iptc
+    def __init__(self, table: Any) -> None:
+        self._table = table
 
-    def counters(self, family: int) -> tuple[str, list[int]]:
+    def counters(self) -> tuple[str, list[int]]:
         """A digest of the chains, their lengths and targets, and every rule's packet counter."""
         digest = hashlib.sha256()
         packets: list[int] = []
-        for table in self._tables(family):
+        for table in self._tables():
             for chain in table.chains:
                 digest.update(f"{table.name} {chain.name}\n".encode())
                 for entry in _entries(table, chain.name):
@@ -46,20 +47,19 @@ class Reader:
                     digest.update((table.get_target(entry) or b"") + b"\n")
         return digest.hexdigest(), packets
 
-    def rules(self, family: int) -> tuple[str, list[list[Any]]]:
+    def rules(self) -> tuple[str, list[list[Any]]]:
         """The same digest, and every rule."""
-        shape, _ = self.counters(family)
+        shape, _ = self.counters()
         return shape, [
             [table.name, chain.name, number, _target(rule), _matches(rule), _parameters(rule.target), rule.counters[0]]
-            for table in self._tables(family)
+            for table in self._tables()
             for chain in table.chains
             for number, rule in enumerate(chain.rules, 1)
         ]
 
-    def _tables(self, family: int) -> Iterator[Any]:
-        kind = self._iptc.Table if family == 4 else self._iptc.Table6
+    def _tables(self) -> Iterator[Any]:
         for name in TABLES:
-            table = kind(name, autocommit=False)
+            table = self._table(name, autocommit=False)
             table.refresh()
             yield table
 
@@ -110,17 +110,16 @@ def _network(text: str) -> str:
     return "" if network.prefixlen == 0 else f"{inverted}{network}"
 
 
-def main(namespace: int, connection: int) -> None:
+def main(namespace: int, connection: int, family: int) -> None:
     """Serves requests until the client hangs up."""
     libc.setns(namespace)
     os.close(namespace)
-    reader = Reader(import_module("iptc"))
+    reader = Reader(getattr(import_module("iptc"), "Table" if family == 4 else "Table6"))
     with socket.socket(fileno=connection) as client:
         for line in client.makefile("r"):
-            what, family = line.split()
             answer: dict[str, Any]
             try:
-                shape, found = reader.counters(int(family)) if what == "counters" else reader.rules(int(family))
+                shape, found = reader.counters() if line.strip() == "counters" else reader.rules()
                 answer = {"shape": shape, "found": found}
             except Exception as error:  # noqa: BLE001 - python-iptables raises its own kinds; the client says it
                 answer = {"error": f"{type(error).__name__}: {error}"}
@@ -128,4 +127,4 @@ def main(namespace: int, connection: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

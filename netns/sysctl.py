@@ -35,7 +35,6 @@ _EVERYWHERE: Mapping[str, str] = {
     "net.ipv4.neigh.default.proxy_delay": "0",
     # "Refused" is an ICMP error: every refused packet gets its own, not one a second and client. The masks say which
     # types are limited, by the host-wide limit of older kernels too: none, and one that does not exist.
-    # are limited, also by the limit that older kernels keep for the whole host: none, and one that does not exist.
     "net.ipv4.icmp_ratelimit": "0",
     "net.ipv4.icmp_ratemask": "0",
     "net.ipv6.icmp.ratelimit": "0",

@@ -1,8 +1,10 @@
 """`kill -9` after every single step that changes the system: the rest can be completed, and taken down to nothing."""
 
 import os
+import random
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,9 +45,14 @@ def theirs(tmp_path: Path) -> Iterator[Process]:
         remove_namespace(namespace)
 
 
+def sleeper(here: World) -> list[str]:
+    """A program that can be told from all others by its command line, recorded or not."""
+    return ["sleep", f"600.{zlib.crc32(here.prefix.encode())}"]
+
+
 def up(here: World, journal: Journal) -> None:
     """What a lab does when it comes up: processes on the host, files, namespaces, processes in them."""
-    process.spawn(["sleep", "600"], journal=journal, role="control-plane")
+    process.spawn(sleeper(here), journal=journal, role="control-plane")
     for put, path, make in (
         (journal.directory, here.folder / "locks", Path.mkdir),
         (journal.file, here.folder / "locks" / "node.lock", Path.touch),
@@ -58,7 +65,7 @@ def up(here: World, journal: Journal) -> None:
         journal.step(f"{path.name}")
     build(pods_on_a_node(here.prefix), journal, here.private)
     for name in ("node", "pod2"):
-        process.spawn(["sleep", "600"], ns=here.namespace(name), journal=journal, role=name)
+        process.spawn(sleeper(here), ns=here.namespace(name), journal=journal, role=name)
 
 
 def up_and_apply(here: World, journal: Journal) -> None:
@@ -103,6 +110,8 @@ def clean_up(here: World) -> None:
 def assert_nothing_left(here: World, processes: list[Process]) -> None:
     assert here.leftovers() == []
     assert [one for one in processes if process.is_alive(one)] == []
+    everybody = [pid for pids in process.by_namespace().values() for pid in pids]
+    assert [pid for pid in everybody if _command_line(pid) == "\0".join([*sleeper(here), ""])] == []
 
 
 def test_going_up_is_killed_at_every_step_and_then_taken_down(here: World, theirs: Process) -> None:
@@ -119,6 +128,29 @@ def test_going_up_is_killed_at_every_step_and_then_taken_down(here: World, their
         assert_nothing_left(here, processes)
     assert host_network() == host
     assert process.is_alive(theirs)
+
+
+def test_going_up_and_down_is_killed_between_steps_too(here: World, theirs: Process) -> None:
+    host = host_network()
+    seed = random.randrange(1 << 32)
+    print("seed", seed)  # noqa: T201 - shown when it fails
+    moments = random.Random(seed)
+    for _ in range(30):
+        pid = os.fork()
+        if pid == 0:
+            journal = here.journal("builder")
+            while True:
+                up_and_apply(here, journal)
+                tear_down(journal, grace=0)
+                journal.close()
+                journal = here.journal("builder")
+        time.sleep(moments.uniform(0.005, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        processes = recorded_processes(here)
+        clean_up(here)
+        assert_nothing_left(here, processes)
+    assert host_network() == host
 
 
 def test_going_up_is_killed_at_every_step_and_then_completed(here: World, theirs: Process) -> None:

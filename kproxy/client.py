@@ -288,13 +288,11 @@ class Client:
         return answer
 
     def close(self) -> None:
-        """Ends every watch and ``follow`` of this client, in whatever thread; closes this thread's connection."""
+        """Ends every watch and ``follow`` of this client, in whatever thread; forgets idle connections."""
         self._closed.set()
         for watched in tuple(self._watches):
             _hang_up(watched)
-        connection = getattr(self._threads, "connection", None)
-        if connection is not None:
-            connection.close()
+        self._threads = threading.local()
 
     # ----- streams
 
@@ -402,10 +400,11 @@ class Client:
         return self._closed.is_set() or (stop is not None and stop.is_set())
 
     def _connection(self) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._threads, "connection", None)
-        if connection is None:
-            connection = self._threads.connection = self._connect()
-        elif connection.sock is not None and _is_readable(connection.sock):
+        held: _ThreadConnection | None = getattr(self._threads, "held", None)
+        if held is None:
+            held = self._threads.held = _ThreadConnection(self._connect())
+        connection = held.connection
+        if connection.sock is not None and _is_readable(connection.sock):
             connection.close()  # the server hung up while it was idle; http.client connects again by itself
         return connection
 
@@ -428,6 +427,16 @@ class _UnixConnection(http.client.HTTPConnection):
         except OSError:
             self.close()
             raise
+
+
+class _ThreadConnection:
+    """A connection that is closed when its thread ends."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
 
 
 class _Stream:

@@ -1,0 +1,207 @@
+"""The controllers together, over a real API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conftest import Cluster, eventually
+from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, NAMESPACE, POD, REPLICA_SET, SERVICE
+from kproxy.errors import NotFound
+
+
+def deployment(name: str = "web", replicas: int = 3, image: str = "echo", **spec: Any) -> dict[str, Any]:
+    labels = {"app": name}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": image}]}},
+            **spec,
+        },
+    }
+
+
+def service(name: str = "web", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}], **spec},
+    }
+
+
+def addresses(cluster: Cluster, name: str = "web") -> list[str]:
+    slices = cluster.client.list(
+        ENDPOINT_SLICE, "default", label_selector=f"kubernetes.io/service-name={name}"
+    ).items
+    return sorted(
+        address
+        for item in slices
+        for endpoint in item["endpoints"] or ()
+        if endpoint["conditions"].get("ready")
+        for address in endpoint["addresses"]
+    )
+
+
+def test_a_deployment_becomes_pods_on_every_node_and_ready_endpoints(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=6)}, {"object": service()}])
+    eventually(lambda: addresses(cluster), lambda seen: len(seen) == 6)
+    pods = cluster.client.list(POD, "default").items
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == ["node1", "node1", "node2", "node2", "node3", "node3"]
+    (mirror,) = eventually(
+        lambda: cluster.client.get(ENDPOINTS, "web", "default").get("subsets") or [{}],
+        lambda seen: len(seen[0].get("addresses", ())) == 6,
+    )
+    assert mirror["ports"] == [{"port": 8080, "protocol": "TCP"}]
+    status = eventually(
+        lambda: cluster.client.get(DEPLOYMENT, "web", "default")["status"],
+        lambda seen: seen.get("availableReplicas") == 6,
+    )
+    assert status["observedGeneration"] == 1
+    (only,) = cluster.client.list(ENDPOINT_SLICE, "default", label_selector="kubernetes.io/service-name=web").items
+    assert {endpoint["zone"] for endpoint in only["endpoints"]} == {"a", "b"}
+
+
+def test_scaling_down_takes_endpoints_away_and_up_brings_new_ones(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=3)}, {"object": service()}])
+    before = eventually(lambda: addresses(cluster), lambda seen: len(seen) == 3)
+    cluster.client.apply([{"object": deployment(replicas=1)}])
+    (left,) = eventually(lambda: addresses(cluster), lambda seen: len(seen) == 1)
+    assert left in before
+    cluster.client.patch(DEPLOYMENT, "web", {"spec": {"replicas": 4}}, "default")
+    assert left in eventually(lambda: addresses(cluster), lambda seen: len(seen) == 4)
+
+
+def test_a_changed_template_replaces_every_pod_and_keeps_the_old_replica_set_empty(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment()}, {"object": service()}])
+    before = eventually(lambda: addresses(cluster), lambda seen: len(seen) == 3)
+    cluster.client.apply([{"object": deployment(image="echo:2")}])
+
+    def images() -> list[str]:
+        return [pod["spec"]["containers"][0]["image"] for pod in cluster.client.list(POD, "default").items]
+
+    eventually(images, lambda seen: seen == ["echo:2"] * 3)
+    after = eventually(lambda: addresses(cluster), lambda seen: len(seen) == 3)
+    assert not set(before) & set(after)
+    sets = eventually(
+        lambda: cluster.client.list(REPLICA_SET, "default").items,
+        lambda seen: sorted(item["spec"]["replicas"] for item in seen) == [0, 3],
+    )
+    assert {item["metadata"]["annotations"]["deployment.kubernetes.io/revision"] for item in sets} == {"1", "2"}
+
+
+def test_rolling_back_uses_the_earlier_replica_set_again(cluster: Cluster) -> None:
+    for image in ("echo:1", "echo:2", "echo:1"):
+        cluster.client.apply([{"object": deployment(image=image)}])
+        eventually(
+            lambda: cluster.client.get(DEPLOYMENT, "web", "default"),
+            lambda seen: seen["status"].get("observedGeneration") == seen["metadata"]["generation"]
+            and seen["status"].get("updatedReplicas") == seen["status"].get("availableReplicas") == 3
+            and seen["status"]["replicas"] == 3,
+        )
+    assert len(cluster.client.list(REPLICA_SET, "default").items) == 2
+
+
+def test_recreate_ends_the_old_pods_first(cluster: Cluster) -> None:
+    strategy = {"strategy": {"type": "Recreate"}}
+    cluster.client.apply([{"object": deployment(**strategy)}])
+    eventually(lambda: ready_pods(cluster), lambda seen: len(seen) == 3)
+    cluster.client.apply([{"object": deployment(image="echo:2", **strategy)}])
+    eventually(
+        lambda: [pod["spec"]["containers"][0]["image"] for pod in ready_pods(cluster)],
+        lambda seen: seen == ["echo:2"] * 3,
+    )
+
+
+def ready_pods(cluster: Cluster) -> list[dict[str, Any]]:
+    return [pod for pod in cluster.client.list(POD, "default").items if pod["status"].get("podIP")]
+
+
+def test_a_deleted_pod_is_replaced_and_its_address_leaves_the_slice(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment()}, {"object": service()}])
+    before = eventually(lambda: addresses(cluster), lambda seen: len(seen) == 3)
+    victim = cluster.client.list(POD, "default").items[0]
+    cluster.client.delete(POD, victim["metadata"]["name"], "default")
+    after = eventually(lambda: addresses(cluster), lambda seen: len(seen) == 3 and seen != before)
+    assert victim["status"]["podIP"] not in after
+
+
+def test_a_pod_whose_labels_change_is_let_go_and_replaced(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=1)}])
+    (pod,) = eventually(lambda: ready_pods(cluster), lambda seen: len(seen) == 1)
+    cluster.client.patch(POD, pod["metadata"]["name"], {"metadata": {"labels": {"app": "debug"}}}, "default")
+    pods = eventually(lambda: ready_pods(cluster), lambda seen: len(seen) == 2)
+    (loose,) = [item for item in pods if item["metadata"]["uid"] == pod["metadata"]["uid"]]
+    assert "ownerReferences" not in loose["metadata"]
+
+
+def test_what_is_owned_goes_with_its_owner(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment()}, {"object": service()}])
+    eventually(lambda: addresses(cluster), lambda seen: len(seen) == 3)
+    cluster.client.apply([{"object": deployment()}, {"object": service()}], delete=True)
+    for kind in (DEPLOYMENT, REPLICA_SET, POD):
+        eventually(lambda kind=kind: cluster.client.list(kind, "default").items, lambda seen: not seen)
+    for kind in (ENDPOINT_SLICE, ENDPOINTS):
+        eventually(
+            lambda kind=kind: [item["metadata"]["name"] for item in cluster.client.list(kind, "default").items],
+            lambda seen: seen == ["kubernetes"],
+        )
+
+
+def test_a_namespace_takes_everything_in_it_along(cluster: Cluster) -> None:
+    cluster.client.create(NAMESPACE, {"metadata": {"name": "shop"}})
+    there = deployment()
+    there["metadata"]["namespace"] = "shop"
+    cluster.client.apply([{"object": there}])
+    eventually(lambda: cluster.client.list(POD, "shop").items, lambda seen: len(seen) == 3)
+    assert cluster.client.delete(NAMESPACE, "shop")["status"]["phase"] == "Terminating"
+
+    def names() -> list[str]:
+        return [item["metadata"]["name"] for item in cluster.client.list(NAMESPACE).items]
+
+    eventually(names, lambda seen: "shop" not in seen)
+    assert not cluster.client.list(POD).items
+
+
+def test_a_pod_that_is_not_ready_is_in_the_slice_but_not_ready(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=1)}, {"object": service()}])
+    (pod,) = eventually(lambda: ready_pods(cluster), lambda seen: len(seen) == 1)
+    conditions = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+    cluster.client.patch(POD, pod["metadata"]["name"], conditions, "default", "status")
+    eventually(lambda: addresses(cluster), lambda seen: not seen)
+    (item,) = cluster.client.list(ENDPOINT_SLICE, "default", label_selector="kubernetes.io/service-name=web").items
+    (endpoint,) = item["endpoints"]
+    assert endpoint["conditions"] == {"ready": False, "serving": False, "terminating": False}
+
+
+def test_the_kubernetes_service_has_the_first_address_and_comes_back(cluster: Cluster) -> None:
+    def look() -> str:
+        try:
+            return str(cluster.client.get(SERVICE, "kubernetes", "default")["spec"]["clusterIP"])
+        except NotFound:
+            return ""
+
+    eventually(look, lambda seen: seen == "10.96.0.1")
+    cluster.client.delete(SERVICE, "kubernetes", "default")
+    eventually(look, lambda seen: seen == "10.96.0.1")
+
+
+def test_a_pod_that_no_node_fits_says_so_and_starts_when_one_comes(cluster: Cluster) -> None:
+    pod = {
+        "metadata": {"name": "picky"},
+        "spec": {"nodeSelector": {"disk": "ssd"}, "containers": [{"name": "c", "image": "echo"}]},
+    }
+    cluster.client.create(POD, pod, "default")
+    eventually(
+        lambda: cluster.client.get(POD, "picky", "default")["status"].get("conditions"),
+        lambda seen: bool(seen) and seen[0]["reason"] == "Unschedulable",
+    )
+    from kproxy.api.kinds import NODE
+
+    cluster.client.patch(NODE, "node2", {"metadata": {"labels": {"disk": "ssd"}}})
+    eventually(
+        lambda: cluster.client.get(POD, "picky", "default")["spec"].get("nodeName"), lambda seen: seen == "node2"
+    )

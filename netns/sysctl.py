@@ -33,6 +33,7 @@ _EVERYWHERE: Mapping[str, str] = {
     **_per_interface("ipv6", "accept_dad", "0"),
     **_per_interface("ipv6", "dad_transmits", "0"),
     "net.ipv4.neigh.default.proxy_delay": "0",
+    "net.ipv6.neigh.default.proxy_delay": "0",
     # "Refused" is an ICMP error: every refused packet gets its own, not one a second and client. The masks say which
     # types are limited, by the host-wide limit of older kernels too: none, and one that does not exist.
     "net.ipv4.icmp_ratelimit": "0",

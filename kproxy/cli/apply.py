@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from kproxy.cli.connection import connect, lab_option, lab_status, namespace_opt
 from kproxy.cli.descriptions import without_last_applied
 from kproxy.cli.documents import Manifests, pass_over_cluster_files, put_in_namespace, read_paths
 from kproxy.cli.get import Target, parse_targets, render, resource
-from kproxy.cli.waiting import Deadline
+from kproxy.cli.waiting import Deadline, Named
 from kproxy.client import Applied, ApplyResult, Client
 from kproxy.cluster.layout import Layout
 from kproxy.errors import Finding, Invalid, InvalidInput, NotFound, UserError
@@ -60,10 +61,14 @@ def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **opti
     _tell(result, documents, suffix=" (dry run)" if options["dry_run"] else "")
     if options["dry_run"] or not options["wait"]:
         return
-    objects = [applied.object for applied in result.results]
+    objects = [
+        Named(kind, applied.namespace, applied.name)
+        for applied in result.results
+        if (kind := _kind_of(documents[applied.index]))
+    ]
     deadline = Deadline(options["wait"])
     waiting.wait_for_workloads(client, objects, deadline)
-    _wait_for_nodes(layout, client, (applied.namespace for applied in result.results), deadline, began)
+    _wait_for_nodes(layout, client, objects, deadline, began)
 
 
 @click.command
@@ -88,7 +93,7 @@ def delete(files: tuple[str, ...], words: tuple[str, ...], lab: str | None, **op
         deadline = Deadline(options["wait"])
         leaving = list(deleted)
         deadline.until(lambda: _still_there(client, leaving))
-        _wait_for_nodes(layout, client, (namespace for _, _, namespace, _ in deleted), deadline, began)
+        _wait_for_nodes(layout, client, [gone.named for gone in deleted], deadline, began)
 
 
 @click.command
@@ -184,8 +189,12 @@ def _tell(result: ApplyResult, documents: Sequence[Document], suffix: str = "") 
 
 
 def _resource_name(applied: Applied, document: Document) -> str:
-    kind = BY_API.get((str(document.obj.get("apiVersion")), applied.kind))
+    kind = _kind_of(document)
     return resource(kind) if kind else applied.kind.lower()
+
+
+def _kind_of(document: Document) -> Kind | None:
+    return BY_API.get((str(document.obj.get("apiVersion")), str(document.obj.get("kind"))))
 
 
 def _difference(client: Client, applied: Applied) -> str:
@@ -212,14 +221,19 @@ def _told(obj: Object) -> list[str]:
 
 # ----- deleting
 
-Gone = tuple[Kind, str, str, str]
-"""An object that is on its way out: kind, name, namespace (empty for none), uid."""
+
+@dataclass(frozen=True)
+class Gone:
+    """An object that is on its way out; another one of the same name has another uid."""
+
+    named: Named
+    uid: str
 
 
 def _delete_documents(client: Client, documents: Sequence[Document], *, ignore_not_found: bool) -> list[Gone]:
     present = []
     for document in documents:
-        kind = BY_API.get((str(document.obj.get("apiVersion")), str(document.obj.get("kind"))))
+        kind = _kind_of(document)
         if kind is None or manifest.identity(document.obj) is None:
             reason = "no kind and name of an object to delete"
             raise InvalidInput([manifest.finding(document.origin, document.obj, "", reason)])
@@ -232,8 +246,8 @@ def _delete_documents(client: Client, documents: Sequence[Document], *, ignore_n
             continue
         present.append((document, _gone(kind, stored)))
     _send(client, [document for document, _ in present], delete=True)
-    for _, (kind, name, _, _) in present:
-        click.echo(f'{resource(kind)} "{name}" deleted')
+    for _, gone in present:
+        click.echo(f'{resource(gone.named.kind)} "{gone.named.name}" deleted')
     return [gone for _, gone in present]
 
 
@@ -257,29 +271,27 @@ def _delete_named(client: Client, targets: Iterable[Target], options: dict[str, 
 
 def _gone(kind: Kind, stored: Object) -> Gone:
     metadata = stored["metadata"]
-    return kind, metadata["name"], metadata.get("namespace", ""), metadata["uid"]
+    return Gone(Named(kind, metadata.get("namespace", ""), metadata["name"]), metadata["uid"])
 
 
-def _still_there(client: Client, gone: list[Gone]) -> list[str]:
-    """Those that are not gone yet, in words; forgets the others. A new object of the same name counts as gone."""
-    while gone:
-        kind, name, namespace, uid = gone[0]
+def _still_there(client: Client, leaving: list[Gone]) -> list[str]:
+    """Those that are not gone yet, in words; forgets the others."""
+    while leaving:
+        named = leaving[0].named
         try:
-            if client.get(kind, name, namespace or None)["metadata"]["uid"] == uid:
-                return [f'{kind.name} "{"/".join(filter(None, (namespace, name)))}": not gone yet']
+            if client.get(named.kind, named.name, named.namespace or None)["metadata"]["uid"] == leaving[0].uid:
+                return [f"{named}: not gone yet"]
         except NotFound:
             pass
-        del gone[0]
+        del leaving[0]
     return []
 
 
 # ----- waiting
 
 
-def _wait_for_nodes(
-    layout: Layout, client: Client, namespaces: Iterable[str], deadline: Deadline, began: float
-) -> None:
-    waiting.wait_for_slices(client, frozenset(filter(None, namespaces)), deadline)
+def _wait_for_nodes(layout: Layout, client: Client, objects: Iterable[Named], deadline: Deadline, began: float) -> None:
+    waiting.wait_for_slices(client, frozenset(named.namespace for named in objects if named.namespace), deadline)
     # Any list tells the newest revision of all kinds; what the slices needed is at or before it.
     newest = client.list(NAMESPACE).resource_version
     programmed = waiting.wait_for_nodes(layout, lab_status(client), newest, deadline)

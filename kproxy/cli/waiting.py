@@ -9,12 +9,12 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kproxy.api.kinds import BY_API, DEPLOYMENT, ENDPOINT_SLICE, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli.tables import is_ready
 from kproxy.client import Client
@@ -22,7 +22,8 @@ from kproxy.cluster.layout import Layout
 from kproxy.cluster.status import LabStatus, NodeStatus
 from kproxy.errors import NotFound, UserError
 from netns.errors import NetnsError
-from netns.namespace import named, socket_in
+from netns.namespace import named as namespace_named
+from netns.namespace import socket_in
 
 PAUSE = 0.02
 """Seconds between two looks at the API; a pod takes longer than that to start."""
@@ -60,6 +61,18 @@ class Deadline:
 
 
 @dataclass(frozen=True)
+class Named:
+    """One object; namespace is empty for a kind without namespaces."""
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.kind.name} "{"/".join(filter(None, (self.namespace, self.name)))}"'
+
+
+@dataclass(frozen=True)
 class Programmed:
     """What the nodes said: those that hold the change, and those that run no proxy of ours."""
 
@@ -74,40 +87,34 @@ class Programmed:
         return f"programmed on {len(self.nodes)} of {total} nodes in {took}{others}"
 
 
-def wait_for_workloads(client: Client, objects: Sequence[Object], deadline: Deadline) -> None:
+def wait_for_workloads(client: Client, objects: Iterable[Named], deadline: Deadline) -> None:
     """Wait until the pods, replica sets and deployments among ``objects`` are ready.
 
     Raises:
         UserError: naming those that are not when the time is over.
     """
-    waiting = [
-        (kind, obj["metadata"])
-        for obj in objects
-        if (kind := BY_API.get((obj["apiVersion"], obj["kind"]))) in (POD, REPLICA_SET, DEPLOYMENT)
-    ]
+    waiting = [named for named in objects if named.kind in (POD, REPLICA_SET, DEPLOYMENT)]
 
     def problems() -> list[str]:
         # Only the first one that is not ready is asked for until the end: one small request per look.
         while waiting:
-            problem = _unready(client, *waiting[0])
+            problem = _unready(client, waiting[0])
             if problem:
-                return [problem] if deadline.left else [text for one in waiting if (text := _unready(client, *one))]
+                return [problem] if deadline.left else [text for one in waiting if (text := _unready(client, one))]
             del waiting[0]
         return []
 
     deadline.until(problems)
 
 
-def _unready(client: Client, kind: Kind | None, metadata: Mapping[str, Any]) -> str:
+def _unready(client: Client, named: Named) -> str:
     """What is missing, in words; empty when the object is ready, or gone because somebody deleted it meanwhile."""
-    if kind is None:
-        return ""
     try:
-        obj = client.get(kind, metadata["name"], metadata["namespace"])
+        obj = client.get(named.kind, named.name, named.namespace)
     except NotFound:
         return ""
-    problem = pod_problem(obj) if kind == POD else replicas_problem(obj)
-    return f'{kind.name} "{metadata["namespace"]}/{metadata["name"]}": {problem}' if problem else ""
+    problem = pod_problem(obj) if named.kind == POD else replicas_problem(obj)
+    return f"{named}: {problem}" if problem else ""
 
 
 def pod_problem(pod: Object) -> str:
@@ -231,7 +238,7 @@ def _wait_for_node(layout: Layout, node: NodeStatus, version: str, deadline: Dea
 def _ask_programmed(layout: Layout, node: NodeStatus, version: str, seconds: float) -> dict[str, Any]:
     """The proxy's answer to ``/programmed``; it holds the answer back until it is true or the time is over."""
     connection = http.client.HTTPConnection("127.0.0.1", HEALTH_PORT, timeout=seconds + 1)
-    connection.sock = socket_in(named(node.namespace, layout.namespaces), socket.AF_INET, socket.SOCK_STREAM)
+    connection.sock = socket_in(namespace_named(node.namespace, layout.namespaces), socket.AF_INET, socket.SOCK_STREAM)
     try:
         connection.sock.settimeout(seconds + 1)
         connection.sock.connect(("127.0.0.1", HEALTH_PORT))

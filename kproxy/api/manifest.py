@@ -40,7 +40,8 @@ class Origin:
 
     Attributes:
         file: path as the user gave it; ``-`` for standard input.
-        line: 1-based first line of the document or list item.
+        line: 1-based first line of the document or list item; of an item of a JSON list the list's, since finding the
+            item's takes a second reading (``line_of("")`` does it).
         lines: Kubernetes field paths (``spec.ports[0].nodePort``) to 1-based lines.
     """
 
@@ -49,7 +50,7 @@ class Origin:
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def line_of(self, field_path: str) -> int:
-        """The line of a field, or of the nearest field above it that is written down."""
+        """The line of a field, or of the nearest field above it that is written down; of "" the object's first."""
         path = _BRACKETED_NAME.sub(r".\1", field_path[:_LONGEST_PATH])
         for name, written in _WRITTEN_AS.items():
             if path.startswith(name) and name not in self.lines:
@@ -58,7 +59,7 @@ class Origin:
             if (line := self.lines.get(path)) is not None:
                 return line
             path = path[: max(path.rfind("[" if path.endswith("]") else "."), 0)]
-        return self.line
+        return self.lines.get("", self.line)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def duplicates(documents: Iterable[Document], default_namespace: str = "default"
             continue
         first = seen.setdefault(key, document)
         if first is not document:
-            place = f"{first.origin.file}:{first.origin.line}"
+            place = f"{first.origin.file}:{first.origin.line_of('')}"
             found.append((index, duplicate_name(document.obj, f"the same object is already at {place}")))
     return found
 
@@ -209,14 +210,14 @@ def _items_of_list(value: dict[str, Any], kind: str, origin: Origin) -> Iterator
     by_item = _lines_by_item(origin.lines)
     for index, item in enumerate(value["items"]):
         path = f"items[{index}]"
-        line = origin.line_of(path)
         if not isinstance(item, dict):
             reason = f"a Kubernetes object must be a mapping, not {_name_of_type(item)}"
-            yield Finding(origin.file, line, kind, path, reason)
+            yield Finding(origin.file, origin.line_of(path), kind, path, reason)
             continue
         if kind != "List":
             # Items of a typed list, as a server sends it, leave out what the list says.
             item = {"apiVersion": value.get("apiVersion"), "kind": kind.removesuffix("List"), **item}
+        line = origin.line if isinstance(origin.lines, _LazyLines) else origin.line_of(path)
         yield _bounded(Document(Origin(origin.file, line, by_item(index)), item))
 
 
@@ -226,7 +227,7 @@ def _lines_by_item(lines: Mapping[str, int]) -> Callable[[int], Mapping[str, int
     def of_item(index: int) -> Mapping[str, int]:
         if not split:
             for path, line in lines.items():
-                if match := re.match(r"items\[(\d+)\]\.", path):
+                if match := re.match(r"items\[(\d+)\](?:\.|$)", path):
                     split.setdefault(int(match[1]), {})[path[match.end() :]] = line
         return split.get(index, {})
 

@@ -136,6 +136,15 @@ def test_lists_are_unrolled_and_items_keep_their_lines() -> None:
     assert documents[1].origin.line_of("metadata.name") == 8
 
 
+def test_items_of_a_json_list_find_their_lines_when_asked() -> None:
+    items = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}} for name in "ab"]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
+    documents, _ = read(text.encode(), "x.json")
+    assert [document.origin.line_of("") for document in documents] == [5, 12]
+    assert documents[1].origin.line_of("metadata.name") == 16
+    assert documents[1].origin.line_of("spec.ports") == 12
+
+
 def test_items_of_a_typed_list_get_the_kind_that_the_list_names() -> None:
     text = b'{"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "a"}}]}'
     assert only(text, "x.json").obj == {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}}

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from kproxy.api import formats
-from kproxy.api.admission_warnings import admission_warnings
 from kproxy.api.defaults import default
 from kproxy.api.field_errors import (
     FieldError,
@@ -369,23 +368,3 @@ def test_the_difference_names_only_what_changed() -> None:
     old = {"metadata": {"labels": {"a": "1", "b": "2"}}, "spec": {"replicas": 1}}
     new = {"metadata": {"labels": {"a": "1", "c": "3"}}, "spec": {"replicas": 1}}
     assert difference(old, new) == {"metadata": {"labels": {"b": None, "c": "3"}}}
-
-
-@pytest.mark.parametrize(
-    ("spec", "warning"),
-    [
-        ({"clusterIP": "None", "sessionAffinity": "ClientIP"}, "spec.SessionAffinity is ignored for headless services"),
-        ({"clusterIP": "None", "externalIPs": ["1.2.3.4"]}, "spec.externalIPs is ignored for headless services"),
-        ({"externalName": "a"}, 'spec.externalName is ignored when spec.type is not "ExternalName"'),
-        (
-            {"externalIPs": ["fd00:0::1"]},
-            'spec.externalIPs[0]: IPv6 address "fd00:0::1" should be in RFC 5952 canonical format ("fd00::1")',
-        ),
-    ],
-)
-def test_warnings(spec: Object, warning: str) -> None:
-    assert warning in admission_warnings(default(service(**spec)))
-
-
-def test_a_plain_service_has_no_warnings() -> None:
-    assert admission_warnings(default(service(ports=[{"port": 80}]))) == []

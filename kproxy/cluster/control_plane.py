@@ -32,7 +32,9 @@ from netns.journal import Journal
 if TYPE_CHECKING:
     from kproxy.api.types import Object
     from kproxy.client import Client
+    from kproxy.cluster.admission import ClusterSettings
     from kproxy.cluster.apiserver import Server
+    from kproxy.cluster.controllers.manager import ControllerManager
     from kproxy.cluster.controllers.node_agent import NodeAgent
     from kproxy.cluster.controllers.node_proxy import NodeProxies
     from kproxy.cluster.status import LabStatus, NodeStatus, ProcessStatus
@@ -122,7 +124,7 @@ class ControlPlane:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._in_thread("network", self._make_network)
         server, client = self._serve()
-        self._start_controllers(client)
+        controllers = self._start_controllers()
         self._network_is_up.wait()
         if self._failure is not None:
             raise self._failure
@@ -130,6 +132,7 @@ class ControlPlane:
         self._wait_for_proxies()
         self._report.ready()
         self._stop.wait()
+        controllers.stop()
         server.stop()
 
     def _in_thread(self, name: str, body: Callable[[], None]) -> None:
@@ -171,20 +174,12 @@ class ControlPlane:
 
     def _serve(self) -> tuple[Server, Client]:
         from kproxy.client import Client
-        from kproxy.cluster.admission import ClusterSettings
         from kproxy.cluster.apiserver import serve
         from kproxy.cluster.store import Store
 
         began = time.monotonic()
-        first, _, last = self._config.node_port_range.partition("-")
-        settings = ClusterSettings(
-            service_cidrs=self._config.service_networks,
-            ip_families=self._config.ip_families,
-            node_port_range=(int(first), int(last)),
-            image_patterns=tuple(entry.match for entry in self._config.images),
-        )
         store = Store(self._layout.database)
-        server = serve(store, self._layout.api_socket, cluster=settings, lab_status=self.status)
+        server = serve(store, self._layout.api_socket, cluster=self._settings(), lab_status=self.status)
         client = Client(self._layout.api_url)
         self._journal.step("API")
         for node in self._config.nodes:
@@ -192,19 +187,24 @@ class ControlPlane:
         self._report.timing("API", time.monotonic() - began)
         return server, client
 
-    def _start_controllers(self, client: Client) -> None:
-        from kproxy.cluster.controllers.endpoint_slices import EndpointSliceController
-        from kproxy.cluster.controllers.informer import Informers
-        from kproxy.cluster.controllers.scheduler import Scheduler
+    def _start_controllers(self) -> ControllerManager:
+        from kproxy.client import Client
+        from kproxy.cluster.controllers.manager import ControllerManager
 
-        informers = Informers(client)
-        controllers = [
-            Scheduler(client, informers),
-            EndpointSliceController(client, informers),
-        ]
-        informers.start(self._stop)
-        for controller in controllers:
-            self._in_thread(type(controller).__name__, lambda run=controller.run: run(self._stop))  # type: ignore[misc]
+        manager = ControllerManager(Client(self._layout.api_url), self._settings())
+        manager.start()
+        return manager
+
+    def _settings(self) -> ClusterSettings:
+        from kproxy.cluster.admission import ClusterSettings
+
+        first, _, last = self._config.node_port_range.partition("-")
+        return ClusterSettings(
+            service_cidrs=self._config.service_networks,
+            ip_families=self._config.ip_families,
+            node_port_range=(int(first), int(last)),
+            image_patterns=tuple(entry.match for entry in self._config.images),
+        )
 
     def _start_agent(self, client: Client) -> None:
         from kproxy.cluster.controllers.node_agent import NodeAgent

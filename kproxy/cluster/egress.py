@@ -14,7 +14,7 @@ from kproxy.cluster.layout import Layout
 from kproxy.errors import HostError
 
 CHAIN: Final = "CNI-EGRESS"
-JUMP: Final = f'-A POSTROUTING -m comment --comment "pods leave the cluster with their node\'s address" -j {CHAIN}'
+JUMP: Final = f'-A POSTROUTING -m comment --comment "masquerade traffic from pods to the outside" -j {CHAIN}'
 
 
 def rules(config: ClusterConfig, version: int) -> str:

@@ -70,7 +70,8 @@ def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: Non
     Raises:
         UserError: a lab of that name is there with another configuration; or somebody else has a network namespace of a
             name that this lab needs. Nothing was done.
-        HostError: the machine refused something. A lab that was not there before is taken down again.
+        HostError: the machine refused something, or the control plane died. What was made until then is on record:
+            `up` goes on from there, `down` removes it.
     """
     layout = Layout(config.name)
     stored = _stored(layout)
@@ -86,12 +87,7 @@ def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: Non
     _check_names(layout, config)
     began = time.monotonic()
     with _locked(layout, makes=True) as lock:
-        try:
-            timings = _start(layout, config, lock, progress)
-        except (HostError, NetnsError):
-            if stored is None:
-                _remove(layout, lock)
-            raise
+        timings = _start(layout, config, lock, progress)
         return Up(status(layout.lab), False, (*timings, ("all", time.monotonic() - began)))
 
 
@@ -235,11 +231,15 @@ def _follow(
             what, seconds = line["timing"]
             yield what, seconds
         elif "error" in line:
-            raise HostError("the lab cannot be brought up", stderr=line["error"])
+            raise HostError("the lab cannot be brought up", stderr=line["error"], left=_left(layout))
         elif "ready" in line:
             return
-    tail = _tail(layout.log(ROLE))
-    raise HostError(f"the control plane (process {started.pid}) ended before the lab was up", stderr=tail)
+    reason = f"the control plane (process {started.pid}) ended before the lab was up"
+    raise HostError(reason, stderr=_tail(layout.log(ROLE)), left=_left(layout))
+
+
+def _left(layout: Layout) -> str:
+    return f"what was made until then is still there; `kproxy lab down --lab {layout.lab}` removes it"
 
 
 def _lines(report: int) -> Iterator[dict[str, Any]]:

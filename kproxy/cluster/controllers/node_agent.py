@@ -422,7 +422,7 @@ class NodeAgent:
         request = Request(
             netns=str(run.ns.path),
             control=str(folder / "echo.sock"),
-            log=str(self._layout.log(f"{metadata.namespace}.{metadata.name}.{pods.ECHO}")),
+            log=str(self._layout.log(f"{metadata.namespace}.{metadata.name}.{run.plan.echoes[0]}")),
             scratch=str(folder),
             hostname=pods.hostname(run.pod),
             pod=metadata.name,

@@ -105,7 +105,9 @@ def _check_type(spec: Object) -> Iterator[FieldError]:
     if service_type in ("LoadBalancer", "NodePort") and _is_headless(spec):
         yield invalid("spec.clusterIPs[0]", "None", f"may not be set to 'None' for {service_type} services")
     if service_type == "ExternalName":
-        for key in ("clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+        if spec.get("clusterIPs") or spec.get("clusterIP"):
+            yield forbidden("spec.clusterIPs", _NOT_EXTERNAL_NAME)
+        for key in ("ipFamilies", "ipFamilyPolicy"):
             if spec.get(key):
                 yield forbidden(f"spec.{key}", _NOT_EXTERNAL_NAME)
         target = (spec.get("externalName") or "").removesuffix(".")

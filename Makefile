@@ -68,7 +68,7 @@ demo: setup ## a lab of three nodes, a few Services, and the table that proves t
 	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy lab up; \
 	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy apply $(foreach scenario,$(DEMO),-f manifests/$(scenario)); \
 	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy verify; \
-	printf '\n%s\n' 'The lab stays up. Next:' \
+	printf '%s\n' '' 'The lab stays up. Next:' \
 	  '  sudo kproxy get services,pods -o wide' \
 	  '  sudo kproxy exec node1 -- iptables-save -t nat' \
 	  '  sudo kproxy exec client -- curl -s http://192.168.1.2:31000/' \
@@ -94,7 +94,8 @@ format: setup $(VENV)/.installed-dev ## what ruff can put right by itself
 
 bench: setup $(VENV)/.installed-dev ## where the time of `lab up` goes, beside ip -batch of the same topology
 	@$(GIVE_BACK); \
-	$(ROOT) $(BIN)/python tests/bench/topology_cost.py
+	$(ROOT) $(BIN)/python tests/bench/topology_cost.py; \
+	$(ROOT) $(BIN)/python tests/bench/lab_cost.py
 
 down: setup ## take the demo's lab down
 	@$(ROOT) $(BIN)/kproxy lab down --lab $(LAB)

@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import pytest
 
+from kproxy.testing.labs import fresh_lab
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "manifests").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ERRORS = ("curl: (", "error:", "Error from server")
-LAB = "docs"
 MARK = "@@"
 
 
@@ -92,15 +93,9 @@ def wrongs(commands: list[Command], results: list[tuple[int, list[str]]]) -> Ite
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    binaries = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "KPROXY_LAB": LAB, "PATH": binaries}
-    down = ["kproxy", "lab", "down"]
-    subprocess.run(down, env=environment, check=True, stdin=subprocess.DEVNULL, timeout=60)
-    try:
-        subprocess.run(["kproxy", "lab", "up"], env=environment, check=True, stdin=subprocess.DEVNULL, timeout=60)
-        yield environment
-    finally:
-        subprocess.run(down, env=environment, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    # Killed, the run leaves no lab: that is what fresh_lab is for.
+    with fresh_lab() as lab:
+        yield {**os.environ, "KPROXY_LAB": lab.name, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 @pytest.mark.root

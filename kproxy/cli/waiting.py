@@ -5,31 +5,23 @@ Nothing here decides what is right; it asks the API and the node proxies until t
 
 from __future__ import annotations
 
-import http.client
-import json
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli.tables import is_ready
 from kproxy.client import Client
+from kproxy.cluster.controllers.node_proxy import programmed
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.status import LabStatus, NodeStatus
 from kproxy.errors import NotFound, UserError
 from netns.errors import NetnsError
-from netns.namespace import named as namespace_named
-from netns.namespace import socket_in
 
 PAUSE = 0.02
 """Seconds between two looks at the API; a pod takes longer than that to start."""
-
-HEALTH_PORT = 10256
-"""kube-proxy's --healthz-bind-address port."""
 
 
 class Deadline:
@@ -224,8 +216,8 @@ def _wait_for_node(layout: Layout, node: NodeStatus, version: str, deadline: Dea
     problem = "its proxy was not asked: no time was left"
     while deadline.left:
         try:
-            answer = _ask_programmed(layout, node, version, deadline.left)
-        except (OSError, http.client.HTTPException, NetnsError, ValueError) as error:
+            answer = programmed(layout, node.name, version=version, seconds=deadline.left)
+        except (OSError, NetnsError) as error:
             problem = f"its proxy does not answer: {error}"
             time.sleep(min(PAUSE, deadline.left))
             continue
@@ -233,17 +225,3 @@ def _wait_for_node(layout: Layout, node: NodeStatus, version: str, deadline: Dea
             return ""
         problem = str(answer.get("lastError") or f"its rules are at resourceVersion {answer.get('resourceVersion')}")
     return f"{node.name}: {problem}"
-
-
-def _ask_programmed(layout: Layout, node: NodeStatus, version: str, seconds: float) -> dict[str, Any]:
-    """The proxy's answer to ``/programmed``; it holds the answer back until it is true or the time is over."""
-    connection = http.client.HTTPConnection("127.0.0.1", HEALTH_PORT, timeout=seconds + 1)
-    connection.sock = socket_in(namespace_named(node.namespace, layout.namespaces), socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        connection.sock.settimeout(seconds + 1)
-        connection.sock.connect(("127.0.0.1", HEALTH_PORT))
-        connection.request("GET", f"/programmed?resourceVersion={version}&timeoutSeconds={seconds:.3f}")
-        answer: dict[str, Any] = json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-    return answer

@@ -9,8 +9,8 @@ A test of six lines::
         assert seen.source == "203.0.113.10"
         assert seen.hops == 2
 
-``lab`` brings a lab up for the whole run (``--kproxy-lab NAME`` takes one that is up, and leaves it so), ``apply`` makes
-objects and deletes them after the test, ``send`` sends one packet and tells everything that was seen of it.
+``lab`` brings a lab up for the whole run (``--kproxy-lab NAME`` takes one that is up, and leaves it so), ``apply``
+makes objects and deletes them after the test, ``send`` sends one packet and tells everything that was seen of it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def apply(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Apply]:
     """``apply(manifest)``: makes the objects and waits until every node has programmed them; deletes them afterwards.
 
-    A manifest is a path (relative to the current folder or the test's), YAML or JSON text, an object or a list of objects.
+    A manifest is a path (from the current folder or the test's), YAML or JSON text, an object, or a list of them.
     """
     applied: list[tuple[list[str], str]] = []
 
@@ -75,7 +75,7 @@ def apply(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Apply]:
 
 @pytest.fixture(scope="session")
 def send(lab: Lab) -> Iterator[Send]:
-    """``send(client, to)``: one packet, and everything that was seen of it; see `kproxy.testing.packets.Packets.send`."""
+    """``send(client, to)``: one packet and everything that was seen of it; `kproxy.testing.packets.Packets.send`."""
     from kproxy.testing.packets import Packets
 
     packets = Packets(lab.client)

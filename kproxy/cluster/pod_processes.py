@@ -174,6 +174,23 @@ class EchoControl:
         self.sock.close()
 
 
+def echo_process(path: Path) -> Process | None:
+    """The echo server behind a control socket, which loses its ports; None when there is none."""
+    try:
+        control = EchoControl(path)
+    except OSError:
+        return None
+    try:
+        control.sock.settimeout(PATIENCE)
+        control.tell(())
+        report = control.report()
+    except OSError:
+        return None
+    finally:
+        control.close()
+    return report.process if report is not None else None
+
+
 def send_signal(processes: Iterable[Process], number: signal.Signals) -> None:
     """Sends a signal to each that still runs."""
     for one in processes:

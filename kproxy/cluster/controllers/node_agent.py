@@ -31,10 +31,10 @@ from kproxy.cluster.clusterfile import ClusterConfig
 from kproxy.cluster.echo import Port
 from kproxy.cluster.fork_server import Request
 from kproxy.cluster.layout import Layout
-from kproxy.cluster.pod_processes import EchoControl, ForkServer, reap, recorded, send_signal
+from kproxy.cluster.pod_processes import EchoControl, ForkServer, echo_process, reap, recorded, send_signal
 from kproxy.cluster.pods import Backoff, Command, ContainerState, Observed
 from kproxy.cluster.status import PodStatus, ProcessStatus
-from kproxy.errors import ApiError, HostError, KproxyError, NotFound
+from kproxy.errors import ApiError, Conflict, HostError, KproxyError, NotFound
 from netns import build, namespace, process
 from netns import journal as record
 from netns.errors import NetnsError
@@ -46,6 +46,8 @@ from netns.topology import NamespaceSpec, Role, Topology, merge
 _LOG = logging.getLogger(__name__)
 RETRY: Final = 2.0
 """Seconds until something that failed is tried again."""
+ECHO_SOCKET: Final = "echo.sock"
+"""Name of an echo server's control socket in its pod's folder."""
 _FIRST_POD: Final = 2
 """Host number of the first pod of a node; 1 is the node's end of its pods' links."""
 
@@ -421,7 +423,7 @@ class NodeAgent:
         folder = self._layout.pod(run.uid)
         request = Request(
             netns=str(run.ns.path),
-            control=str(folder / "echo.sock"),
+            control=str(folder / ECHO_SOCKET),
             log=str(self._layout.log(f"{metadata.namespace}.{metadata.name}.{run.plan.echoes[0]}")),
             scratch=str(folder),
             hostname=pods.hostname(run.pod),
@@ -441,7 +443,7 @@ class NodeAgent:
     def _connect(self, run: _Run, unit: _Unit) -> bool:
         """Whether the pod's echo server is there; it has then been told its ports."""
         try:
-            unit.control = EchoControl(self._layout.pod(run.uid) / "echo.sock")
+            unit.control = EchoControl(self._layout.pod(run.uid) / ECHO_SOCKET)
         except OSError:
             return False
         self._selector.register(unit.control.sock, selectors.EVENT_READ, lambda: self._hear_echo(run, unit))
@@ -554,8 +556,8 @@ class NodeAgent:
             self._client.delete(
                 POD, run.pod.metadata.name, run.pod.metadata.namespace, grace_seconds=0, uid=run.pod.metadata.uid
             )
-        except NotFound:
-            pass
+        except (NotFound, Conflict):
+            pass  # somebody was faster, and there may be another of that name
         except (ApiError, KproxyError, NetnsError, OSError) as error:
             _LOG.warning("pod %s: cannot be deleted yet: %s", run.title, error)
             self._later(RETRY, lambda: self._end(run))
@@ -573,17 +575,31 @@ class NodeAgent:
                 self._selector.unregister(unit.control.sock)
                 unit.control.close()
                 unit.control = None
-            inner = sandbox.inner_process(self._layout.pod(run.uid) / unit.name, run.ns)
-            left = [one for one in (unit.process, inner) if one is not None]
-            process.kill_all(left, grace=0)
-            for one in left:
-                reap(one)
-                process.forget(one, self._journal)
+            if unit.process is not None:
+                process.kill(unit.process, grace=0)
+                reap(unit.process)
+                process.forget(unit.process, self._journal)
             unit.process = None
+        self._kill_strays(run.uid, [run.ns])
         if not run.pod.spec.host_network:
             build.remove(self._parts(run), self._journal, self._layout.namespaces, grace=0)
         shutil.rmtree(self._layout.pod(run.uid), ignore_errors=True)
         self._journal.step(f"remove folder of pod {run.title}")
+
+    def _kill_strays(self, uid: str, places: Iterable[Namespace]) -> None:
+        """Ends what a pod's folder and the record tell of: processes that nobody here has started, or that were left.
+
+        Those in namespaces of pods would go with them; on a node's network there are others beside them.
+        """
+        folder = self._layout.pod(uid)
+        outer = [one for found in recorded(self._journal, f"pod:{uid}:").values() for one in found]
+        reports = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        inner = [sandbox.inner_process(path, ns) for path in reports for ns in places]
+        echo = echo_process(folder / ECHO_SOCKET)
+        process.kill_all([one for one in (*outer, *inner, echo) if one is not None], grace=0)
+        for one in outer:
+            reap(one)
+            process.forget(one, self._journal)
 
     def _forget(self, run: _Run) -> None:
         run.is_gone = True
@@ -605,8 +621,10 @@ class NodeAgent:
             gone = Topology(namespaces=(NamespaceSpec(name, Role.POD),), veths=tuple(part.veths[0] for part in parts))
             build.remove(gone, self._journal, self._layout.namespaces, grace=0)
         uids = {obj["metadata"]["uid"] for obj in items}
+        nodes = [namespace.named(f"{prefix}{node.name}", self._layout.namespaces) for node in self._config.nodes]
         for folder in (self._layout.run / "pods").iterdir():
             if folder.name not in uids:
+                self._kill_strays(folder.name, nodes)
                 shutil.rmtree(folder, ignore_errors=True)
 
     # ----- telling

@@ -36,8 +36,8 @@ CASES = {
     "wrong type": (service(ports="[{port: eighty}]"), "spec.ports[0].port: Invalid value: "),
     "node port out of range": (
         service("type: NodePort", ports="[{port: 80, nodePort: 99}]"),
-        ':6: Service "default/web": spec.ports[0].nodePort: Invalid value: 99: provided port is not in the valid range. '
-        "The range of valid ports is 30000-32767",
+        ':6: Service "default/web": spec.ports[0].nodePort: Invalid value: 99: provided port is not in the valid '
+        "range. The range of valid ports is 30000-32767",
     ),
     "node port taken": (
         service("type: NodePort", ports="[{port: 80, nodePort: 30500}]"),

@@ -1,7 +1,7 @@
 """The one Kubernetes client: list, watch, create, update, patch, delete, over a unix socket or TCP.
 
 Law: it knows Kubernetes' HTTP conventions and nothing of what the objects mean. It is synchronous and light to import,
-for a node proxy starts with it; what runs side by side runs in threads (docs/decisions/0004-http-client.md).
+for a node proxy starts with it; what runs side by side runs in threads (docs/decisions/0030-http-client.md).
 """
 
 from __future__ import annotations
@@ -565,7 +565,7 @@ def _event(line: bytes) -> WatchEvent:
 
 def _connector(url: str, ssl_context: Any) -> Callable[[], http.client.HTTPConnection]:
     parts = urlsplit(url)
-    if parts.scheme == "unix" and parts.path and not parts.netloc:
+    if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
         path = unquote(parts.path)
         return lambda: _UnixConnection(path)
     host = parts.hostname

@@ -266,7 +266,8 @@ class _Api:
 
     async def _bind(self, request: web.Request, target: Target) -> web.StreamResponse:
         binding = await _body(request)
-        node = (binding.get("target") or {}).get("name")
+        bound_to = binding.get("target")
+        node = bound_to.get("name") if isinstance(bound_to, dict) else None
         if not isinstance(node, str) or not node:
             raise statuses.bad_request("target.name: Required value")
         await self._write(self._registry.bind, *target.key, node)

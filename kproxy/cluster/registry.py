@@ -56,6 +56,7 @@ _FIRST_STATUS: Mapping[Kind, Object] = {
 _SERVER_METADATA = ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds")
 _ALLOCATED = ("spec.clusterIP", "spec.ipFamil", "spec.healthCheckNodePort")
 _GENERATED_NAME_TRIES = 8
+_LONGEST_GRACE = 2**31 - 1  # seconds; more than a date can hold is a mistake anyway
 
 T = TypeVar("T")
 
@@ -248,7 +249,7 @@ class Registry:
         if metadata.get("resourceVersion"):
             raise statuses.bad_request("resourceVersion should not be set on objects to be created")
         created, errors = self._admitted(transaction, kind, obj, None)
-        name = created["metadata"].get("name") or metadata.get("generateName", "")
+        name = str(created["metadata"].get("name") or metadata.get("generateName", ""))
         if errors:
             raise statuses.invalid(kind, name, errors)
         if transaction.get(kind, metadata.get("namespace", ""), name) is not None:
@@ -349,12 +350,12 @@ class _Apply:
 
     def delete_all(self, transaction: Transaction) -> Object:
         """Deletes every object that a document names, and none when one of them is not there."""
-        for index, obj in enumerate(self._objects):
-            kind = _kind_of(obj)
-            if kind is None or not isinstance(obj, dict) or not isinstance(obj.get("metadata"), dict):
-                self._read(index)
+        for index in range(len(self._objects)):
+            read = self._read(index)
+            if read is None:
                 continue
-            key = _key(_with_default_namespace(kind, obj))
+            kind, obj = read
+            key = _key(obj)
             if transaction.get(kind, *key) is None:
                 self._blame(index, [FieldError("metadata.name", NOT_FOUND, key[1])])
                 continue
@@ -576,7 +577,7 @@ def _grace_seconds(kind: Kind, old: Object, options: DeleteOptions) -> int:
     grace = options.grace_seconds
     if grace is None:
         grace = old["spec"].get("terminationGracePeriodSeconds", 30)
-    return max(0, int(grace))
+    return min(max(0, int(grace)), _LONGEST_GRACE)
 
 
 def _dying(kind: Kind, old: Object, grace: int) -> Object:

@@ -36,9 +36,7 @@ class Api:
 
     def start(self) -> None:
         self.store = Store(self.database)
-        self.server: Server = serve(
-            self.store, self.socket, cluster=self.settings, lab_status=lambda: {"name": "lab"}
-        )
+        self.server: Server = serve(self.store, self.socket, cluster=self.settings, lab_status=lambda: {"name": "lab"})
 
     def stop(self) -> None:
         self.server.stop()

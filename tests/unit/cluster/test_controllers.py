@@ -34,9 +34,7 @@ def service(name: str = "web", **spec: Any) -> dict[str, Any]:
 
 
 def addresses(cluster: Cluster, name: str = "web") -> list[str]:
-    slices = cluster.client.list(
-        ENDPOINT_SLICE, "default", label_selector=f"kubernetes.io/service-name={name}"
-    ).items
+    slices = cluster.client.list(ENDPOINT_SLICE, "default", label_selector=f"kubernetes.io/service-name={name}").items
     return sorted(
         address
         for item in slices
@@ -98,9 +96,11 @@ def test_rolling_back_uses_the_earlier_replica_set_again(cluster: Cluster) -> No
         cluster.client.apply([{"object": deployment(image=image)}])
         eventually(
             lambda: cluster.client.get(DEPLOYMENT, "web", "default"),
-            lambda seen: seen["status"].get("observedGeneration") == seen["metadata"]["generation"]
-            and seen["status"].get("updatedReplicas") == seen["status"].get("availableReplicas") == 3
-            and seen["status"]["replicas"] == 3,
+            lambda seen: (
+                seen["status"].get("observedGeneration") == seen["metadata"]["generation"]
+                and seen["status"].get("updatedReplicas") == seen["status"].get("availableReplicas") == 3
+                and seen["status"]["replicas"] == 3
+            ),
         )
     assert len(cluster.client.list(REPLICA_SET, "default").items) == 2
 

@@ -145,7 +145,9 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "db")
 
 
-CHANGES = st.lists(st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from("abc"), st.integers(0, 3)), max_size=60)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from("abc"), st.integers(0, 3)), max_size=60
+)
 
 
 @given(changes=CHANGES, history=st.integers(1, 10))
@@ -191,9 +193,7 @@ for number in range(1_000_000):
 
 @pytest.mark.parametrize("acknowledged", [1, 7, 40])
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path, acknowledged: int) -> None:
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path / "db")], stdout=subprocess.PIPE, text=True
-    )
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "db")], stdout=subprocess.PIPE, text=True)
     try:
         assert writer.stdout is not None
         for _ in range(acknowledged):

@@ -1,0 +1,127 @@
+"""A directory of manifests that changes while it is watched."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from kproxy.api.types import Service
+from kproxy.errors import UserError
+from kproxy.proxy.changes import Batch, ObjectKey
+from kproxy.proxy.sources.directory import DirectorySource
+
+SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {clusterIP: %s, ports: [{port: 80}]}\n"
+WEB = ObjectKey("Service", "default", "web")
+
+
+def put(folder: Path, name: str, text: str) -> None:
+    """Add a file as a careful writer does: whole, by rename."""
+    (folder / ".new").write_text(text)
+    (folder / ".new").rename(folder / name)
+
+
+def settled(source: DirectorySource) -> Batch:
+    source.look()
+    return source.look()
+
+
+def cluster_ip(batch: Batch, key: ObjectKey = WEB) -> str | None:
+    change = next(change for change in batch.changes if change.key == key)
+    return change.new.spec.cluster_ip if isinstance(change.new, Service) else None
+
+
+def test_everything_that_is_there_is_told_at_once(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1") + "---\n" + SERVICE % ("db", "10.96.0.2"))
+    put(tmp_path, "b.json", '{"kind":"Service","apiVersion":"v1","metadata":{"name":"j"},"spec":{}}')
+    put(tmp_path, "README.md", "no manifest")
+
+    batch = DirectorySource(tmp_path).look(is_first=True)
+
+    assert {change.key.name for change in batch.changes} == {"web", "db", "j"}
+    assert {"Service", "EndpointSlice", "Node"} <= batch.reached.keys()
+
+
+def test_files_may_come_change_and_go(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path)
+    assert source.look(is_first=True).changes == ()
+
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1"))
+    added = source.look(), source.look()
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.9"))
+    changed = settled(source)
+    (tmp_path / "a.yaml").unlink()
+    removed = source.look()
+
+    assert added[0].changes == ()
+    assert cluster_ip(added[1]) == "10.96.0.1"
+    assert cluster_ip(changed) == "10.96.0.9"
+    assert cluster_ip(removed) is None
+    assert changed.reached["Service"] > added[1].reached["Service"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        SERVICE % ("web", "{a: 1}"),
+        "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec: {ports: 3}\n",
+        "a: [",
+    ],
+)
+def test_bad_version_of_an_object_keeps_the_good_one_and_is_named_once(
+    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1"))
+    source = DirectorySource(tmp_path)
+    source.look(is_first=True)
+
+    put(tmp_path, "a.yaml", broken + ("---\n" + SERVICE % ("db", "10.96.0.2") if "[" not in broken[:5] else ""))
+    batch = settled(source)
+    source.look()
+
+    assert WEB not in {change.key for change in batch.changes}
+    assert sum("the last good version stays" in record.message for record in caplog.records) == 1
+
+
+def test_object_taken_out_of_a_file_with_another_bad_object_is_gone(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1") + "---\n" + SERVICE % ("db", "10.96.0.2"))
+    source = DirectorySource(tmp_path)
+    source.look(is_first=True)
+
+    put(tmp_path, "a.yaml", SERVICE % ("db", "[]"))
+
+    assert [change.key.name for change in settled(source).changes] == ["web"]
+
+
+def test_other_kinds_are_passed_over_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    put(tmp_path, "a.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\nkind: Pod\nmetadata: {name: b}\n")
+
+    source = DirectorySource(tmp_path)
+    source.look(is_first=True)
+    source.look()
+
+    assert [record.message for record in caplog.records] == [f"{tmp_path / 'a.yaml'}: passed over: Pod"]
+
+
+def test_missing_directory_is_refused_at_start_and_waited_out_later(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        DirectorySource(tmp_path / "nowhere").look(is_first=True)
+
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    put(folder, "a.yaml", SERVICE % ("web", "10.96.0.1"))
+    told: SimpleQueue[Batch] = SimpleQueue()
+    stop = threading.Event()
+    try:
+        DirectorySource(folder, poll_seconds=0.01).start(told.put, stop)
+        assert cluster_ip(told.get(timeout=5)) == "10.96.0.1"
+        folder.rename(tmp_path / "away")
+        (tmp_path / "away").rename(folder)
+        put(folder, "a.yaml", SERVICE % ("web", "10.96.0.2"))
+        assert cluster_ip(told.get(timeout=5)) == "10.96.0.2"
+    finally:
+        stop.set()

@@ -21,13 +21,14 @@ import random
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror, UDPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPerror6, IPv6
@@ -39,6 +40,8 @@ ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
 SO_RCVBUFFORCE = 33
+SO_TIMESTAMPNS = 35
+TIMESPEC = struct.Struct("qq")
 RECEIVE_BUFFER = 8 << 20
 """Bytes: room for what arrives while a thousand packets are being built (about 0.3 s)."""
 
@@ -62,9 +65,6 @@ BLOCKED = errno.EPERM
 
 ICMP_REFUSALS = {4: {3, 9, 10, 13}, 6: {1, 4, 5, 6}}
 """Codes of destination unreachable that mean "refused"; the others mean that there is no way there."""
-
-
-T = TypeVar("T")
 
 
 class Seen(NamedTuple):
@@ -211,24 +211,25 @@ class Sniffer:
         self.sockets = [self._wire, *self._raw4, *self._raw6]
         for listening in self.sockets:
             listening.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+            listening.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             listening.setblocking(False)
         self.seen: deque[Seen] = deque(maxlen=MAX_SIGHTINGS)
 
     def drain(self) -> None:
         """Takes in everything that the kernel has for us."""
-        for data, (interface, ethertype, packet_type, *_) in _all_of(self._wire, lambda s: s.recvfrom(LARGEST)):
+        for data, at, (interface, ethertype, packet_type, *_), _ in _received(self._wire):
             if ethertype in (ETH_P_IP, ETH_P_IPV6) and packet_type != socket.PACKET_OTHERHOST:
                 direction = "out" if packet_type == socket.PACKET_OUTGOING else "in"
                 packet = _dissect4(data) if ethertype == ETH_P_IP else _dissect6(data)
-                self._take(packet, interface, direction)
+                self._take(packet, interface, direction, at)
         for listening in self._raw4:
-            for data, _ in _all_of(listening, lambda s: s.recvfrom(LARGEST)):
-                self._take(_dissect4(data), "", "local")
+            for data, at, _, _ in _received(listening):
+                self._take(_dissect4(data), "", "local", at)
         for listening in self._raw6:
-            for received in _all_of(listening, lambda s: s.recvmsg(LARGEST, ANCILLARY)):
-                self._take(_delivered6(listening.proto, received), "", "local")
+            for data, at, address, told in _received(listening):
+                self._take(_delivered6(listening.proto, data, address[0], told), "", "local", at)
 
-    def _take(self, packet: Packet | None, interface: str, direction: str) -> None:
+    def _take(self, packet: Packet | None, interface: str, direction: str, at: int) -> None:
         if packet is None:
             return
         is_v6 = isinstance(packet, IPv6)
@@ -238,8 +239,7 @@ class Sniffer:
             return
         ttl = packet.hlim if is_v6 else packet.ttl
         sport, dport = (packet.payload.sport, packet.payload.dport) if kind != "icmp" else (0, 0)
-        now = time.monotonic_ns()
-        seen = Seen(interface, direction, kind, packet.src, sport, packet.dst, dport, ttl, token, now)
+        seen = Seen(interface, direction, kind, packet.src, sport, packet.dst, dport, ttl, token, at)
         self.seen.append(seen)
         if direction == "local":
             self._settle(seen, detail)
@@ -274,13 +274,16 @@ def _raw6(protocol: int) -> socket.socket:
     return listening
 
 
-def _all_of(listening: socket.socket, receive: Callable[[socket.socket], T]) -> Iterator[T]:
-    """What `receive` returns until there is nothing left."""
+def _received(listening: socket.socket) -> Iterator[tuple[bytes, int, Any, dict[tuple[int, int], bytes]]]:
+    """Everything that waits: data, the kernel's time of it (ns), the address, and what else the kernel tells of it."""
     while True:
         try:
-            yield receive(listening)
+            data, ancillary, _, address = listening.recvmsg(LARGEST, ANCILLARY)
         except BlockingIOError:
             return
+        told = {(level, kind): value for level, kind, value in ancillary}
+        seconds, nanoseconds = TIMESPEC.unpack(told[socket.SOL_SOCKET, SO_TIMESTAMPNS][: TIMESPEC.size])
+        yield data, seconds * 1_000_000_000 + nanoseconds, address, told
 
 
 def _dissect4(data: bytes) -> Packet | None:
@@ -292,16 +295,14 @@ def _dissect6(data: bytes) -> Packet | None:
     return IPv6(data) if len(data) >= 40 and data[6] in HANDLERS6 else None
 
 
-def _delivered6(protocol: int, received: tuple[bytes, list[tuple[int, int, bytes]], int, Any]) -> Packet | None:
+def _delivered6(protocol: int, data: bytes, source: str, told: dict[tuple[int, int], bytes]) -> Packet | None:
     """A raw IPv6 socket leaves the header out and tells of it beside the data."""
-    data, ancillary, _, address = received
-    told = {kind: value for level, kind, value in ancillary if level == socket.IPPROTO_IPV6}
     if protocol == socket.IPPROTO_ICMPV6 and data[:1] != ICMPV6_UNREACHABLE:
         return None
-    hops = int.from_bytes(told[socket.IPV6_HOPLIMIT], sys.byteorder)
-    destination = socket.inet_ntop(socket.AF_INET6, told[socket.IPV6_PKTINFO][:16])
+    hops = int.from_bytes(told[socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT], sys.byteorder)
+    destination = socket.inet_ntop(socket.AF_INET6, told[socket.IPPROTO_IPV6, socket.IPV6_PKTINFO][:16])
     layer = {socket.IPPROTO_TCP: TCP, socket.IPPROTO_UDP: UDP}.get(protocol, ICMPv6DestUnreach)
-    return IPv6(src=address[0], dst=destination, hlim=hops, nh=protocol) / layer(data)
+    return IPv6(src=source, dst=destination, hlim=hops, nh=protocol) / layer(data)
 
 
 def _tcp(sender: Sender, packet: Packet) -> tuple[int, str, str]:

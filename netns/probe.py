@@ -88,7 +88,7 @@ class Sighting:
             datagram back to the prober, whatever it holds) or ``icmp`` (an error; its ports are 0).
         token: the probe's.
         ttl: TTL or hop limit as it was seen.
-        at: CLOCK_MONOTONIC in nanoseconds.
+        at: when the kernel had it, in nanoseconds, on one clock for all namespaces.
     """
 
     interface: str

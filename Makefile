@@ -24,6 +24,8 @@ MISSING = $(shell for package in $(PACKAGES); do \
 # What `make demo` applies, in this order; each is a folder of manifests/.
 DEMO := clusterip nodeport nodeport-local session-affinity no-endpoints
 LAB ?= lab
+# More for `kproxy lab up`: make demo UP="--network vxlan --ip-family dual"
+UP ?=
 
 # What was made under sudo belongs to the person who called it, whether the recipe ends well or not.
 GIVE_BACK := trap .ci/give-back EXIT
@@ -65,7 +67,7 @@ link: $(VENV)/.installed
 
 demo: setup ## a lab of three nodes, a few Services, and the table that proves them; leaves the lab up
 	@$(GIVE_BACK); \
-	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy lab up; \
+	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy lab up $(UP); \
 	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy apply $(foreach scenario,$(DEMO),-f manifests/$(scenario)); \
 	$(ROOT) env KPROXY_LAB=$(LAB) $(BIN)/kproxy verify; \
 	printf '%s\n' '' 'The lab stays up. Next:' \

@@ -227,7 +227,11 @@ def read(documents: Sequence[Document], overrides: Overrides | None = None) -> C
     errors = _shape_errors(obj) if document else []
     builder = _Builder()
     config = None if errors else builder.build(obj, overrides)
-    findings += [_finding(document, obj, error) for error in [*errors, *builder.errors]]
+    errors += builder.errors
+    if document is not None:
+        findings += document.findings(errors)
+    else:
+        findings += [Finding("", 0, KIND, error.field, error.body()) for error in errors]
     if findings or config is None:
         raise InvalidInput(findings)
     return config
@@ -243,15 +247,6 @@ def _shape_errors(obj: Object) -> list[FieldError]:
         except msgspec.ValidationError as error:
             errors.append(invalid("spec", None, str(error)))
     return errors
-
-
-def _finding(document: Document | None, obj: Object, error: FieldError) -> Finding:
-    metadata = obj.get("metadata")
-    name = metadata.get("name", "") if isinstance(metadata, dict) else ""
-    subject = f'{KIND} "{name}"' if name else KIND
-    if document is None:
-        return Finding("", 0, subject, error.field, error.body())
-    return Finding(document.origin.file, document.origin.line_of(error.field), subject, error.field, error.body())
 
 
 @dataclass(frozen=True)

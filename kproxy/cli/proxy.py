@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kproxy import __version__
-from kproxy.proxy.config import FLAGS, parse_arguments
+from kproxy.proxy.config import FLAGS, file_contents, parse_arguments
 
 USAGE = """\
 Usage: kproxy proxy (--manifests DIR | --master URL) [--hostname-override NODE] [kube-proxy's flags]
@@ -20,6 +22,7 @@ Keeps this host's iptables in step with Services and EndpointSlices, as kube-pro
   --config FILE            a KubeProxyConfiguration; nearly all flags are ignored beside it
   --cleanup                take everything of a node proxy's off this host and exit
   --init-only              do what needs privileges and exit
+  --write-config-to FILE   write the configuration that the other flags mean, and exit
 
 SIGUSR1 makes it write everything again. All flags:
 """
@@ -39,6 +42,10 @@ def run(argv: Sequence[str]) -> int:
         sys.stdout.write(f"kproxy {__version__}\n")
         return 0
     config = parse_arguments(argv)
+    if config.write_config_to:
+        text = json.dumps(file_contents(config), indent=2)  # JSON is YAML as well
+        Path(config.write_config_to).write_text(text + "\n", encoding="utf-8")
+        return 0
     logging.basicConfig(
         level=logging.DEBUG if config.v >= 2 else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",

@@ -40,6 +40,8 @@ class Command(Enum):
 
     RESYNC = "resync"
     STOP = "stop"
+    FAIL = "fail"
+    """End with an error: something that cannot be mended while running has happened."""
 
 
 class Conntrack(Protocol):

@@ -70,6 +70,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     conntrack_udp_timeout_stream: float = 0.0
     config_sync_period: float = 900.0
     config: str = ""
+    write_config_to: str = ""
     cleanup: bool = False
     init_only: bool = False
     v: int = 0
@@ -154,7 +155,7 @@ def _flag_table() -> dict[str, _Flag]:
 
 FLAGS = _flag_table()
 _EXTRA_FLAGS = {"healthz-port": "healthz_bind_address", "metrics-port": "metrics_bind_address"}
-_KEPT_BESIDE_FILE = ("hostname_override", "v", "cleanup", "init_only", "config")
+_KEPT_BESIDE_FILE = ("hostname_override", "v", "cleanup", "init_only", "config", "write_config_to")
 """Flags that count although --config is given; kube-proxy ignores the others then."""
 _OWN_FLAGS = ("manifests", "master", "iptables_variant")
 """Flags that kube-proxy's file has no field for."""
@@ -352,7 +353,25 @@ _FILE_FIELDS: dict[str, str] = {
     "conntrack.udpStreamTimeout": "conntrack_udp_timeout_stream",
     "configSyncPeriod": "config_sync_period",
 }
+_DURATIONS = tuple(name for name, field in _FILE_FIELDS.items() if isinstance(getattr(ProxyConfig(), field), float))
 _ZERO_MEANS_DEFAULT = ("iptables_sync_period", "iptables_min_sync_period", "config_sync_period")
+
+
+def file_contents(config: ProxyConfig) -> dict[str, Any]:
+    """The KubeProxyConfiguration that says the same."""
+    content: dict[str, Any] = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+    for name, field in _FILE_FIELDS.items():
+        value = getattr(config, field)
+        if field == "cluster_cidr":
+            value = ",".join(value)
+        elif name in _DURATIONS:
+            value = f"{value:g}s"
+        *parents, last = name.split(".")
+        where = content
+        for parent in parents:
+            where = where.setdefault(parent, {})
+        where[last] = list(value) if isinstance(value, tuple) else value
+    return content
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -150,6 +150,10 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        # a client that hangs up while it waits is no news; http.server would print a traceback
+        _LOG.debug("an HTTP request from %s ended early", client_address, exc_info=True)
+
 
 def _handler(routes: Routes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):

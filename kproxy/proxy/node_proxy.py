@@ -38,6 +38,10 @@ NODE_PATIENCE = 30.0
 POD_CIDR_PATIENCE = 300.0
 """Seconds to wait for the Node's podCIDR in mode NodeCIDR."""
 
+CONFIG_POLL_SECONDS = 1.0
+
+ENDINGS = {Command.STOP, Command.FAIL}
+
 Inbox = SimpleQueue[Batch | Command]
 
 
@@ -58,6 +62,9 @@ def run(config: ProxyConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: inbox.put(Command.STOP))
     signal.signal(signal.SIGUSR1, lambda *_: inbox.put(Command.RESYNC))
+    threading.excepthook = _fail_with(inbox)
+    if config.config:
+        _watch_file(Path(config.config), inbox, stop)
     source = make_source(config, name)
     source.start(inbox.put, stop)
     try:
@@ -68,8 +75,8 @@ def run(config: ProxyConfig) -> int:
 
 def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox) -> int:
     node, early = wait_for_node(config, name, inbox, is_patient=source.is_patient)
-    if Command.STOP in early:
-        return 0
+    if ENDINGS & _commands(early):
+        return status_of(early)
     reports = Reports(Progress(), Health(2 * config.iptables_sync_period, time.monotonic))
     sysctls.set_up_conntrack(config)
     proxiers = make_proxiers(config, name, node, reports.health)
@@ -80,19 +87,59 @@ def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox) -> int:
     agent = Agent(config, name, proxiers, reports, local_addresses)
     for event in early:
         agent.handle(event, time.monotonic())
-    loop(agent, inbox)
-    return 0
+    return loop(agent, inbox)
 
 
-def loop(agent: Agent, inbox: Inbox) -> None:
-    """Handle events and do what is due, until told to stop."""
+def loop(agent: Agent, inbox: Inbox) -> int:
+    """Handle events and do what is due, until told to end; returns the exit status."""
     while True:
         agent.work(time.monotonic)
         events = next_events(inbox, agent.next_due())
-        if Command.STOP in events:
-            return
+        if ENDINGS & _commands(events):
+            return status_of(events)
         for event in events:
             agent.handle(event, time.monotonic())
+
+
+def _commands(events: Iterable[Batch | Command]) -> set[Command]:
+    return {event for event in events if isinstance(event, Command)}
+
+
+def status_of(events: Iterable[Batch | Command]) -> int:
+    """The exit status that the events mean."""
+    return 1 if Command.FAIL in _commands(events) else 0
+
+
+def _fail_with(inbox: Inbox) -> Callable[[threading.ExceptHookArgs], None]:
+    """A watch that dies of a bug must not leave a proxy behind that looks healthy and sees nothing."""
+
+    def fail(died: threading.ExceptHookArgs) -> None:
+        trace = (died.exc_type, died.exc_value or died.exc_type(), died.exc_traceback)
+        _LOG.critical("thread %s died", died.thread.name if died.thread else "?", exc_info=trace)
+        inbox.put(Command.FAIL)
+
+    return fail
+
+
+def _watch_file(path: Path, inbox: Inbox, stop: threading.Event) -> None:
+    """End the process when its configuration changes: it is never read again (kube-proxy: options.go, eventHandler)."""
+
+    def signature() -> tuple[int, int, int] | None:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def watch() -> None:
+        while not stop.wait(CONFIG_POLL_SECONDS):
+            if signature() != first:
+                _LOG.error("%s has changed: ending, so that it is read anew", path)
+                inbox.put(Command.FAIL)
+                return
+
+    first = signature()
+    threading.Thread(target=watch, name="watch-config", daemon=True).start()
 
 
 def next_events(inbox: Inbox, due: float) -> list[Batch | Command]:
@@ -129,6 +176,8 @@ def make_source(config: ProxyConfig, name: str) -> Source:
         from kproxy.proxy.sources.directory import DirectorySource
 
         return DirectorySource(Path(config.manifests))
+    if not config.master and config.kubeconfig:
+        raise UserError("--kubeconfig is not read yet: name the API server with --master")
     if not config.master:
         raise UserError("where are the objects? --manifests DIR or --master URL is needed")
     from kproxy.client import Client
@@ -164,11 +213,11 @@ def wait_for_node(
         known = _last_node(name, events) or known
         is_complete = bool(known.pod_cidrs) if needs_pod_cidr else bool(known.ips)
         is_listed = any(isinstance(event, Batch) and "Node" in event.reached for event in early)
-        if is_complete or not events or Command.STOP in early or (is_listed and not is_patient):
+        if is_complete or not events or ENDINGS & _commands(early) or (is_listed and not is_patient):
             break
     if not known.ips:
         _LOG.warning("no Node %r with an address: going on with loopback", name)
-    if needs_pod_cidr and not known.pod_cidrs and Command.STOP not in early:
+    if needs_pod_cidr and not known.pod_cidrs and not ENDINGS & _commands(early):
         raise UserError(f"detectLocalMode is NodeCIDR, but Node {name!r} has no podCIDR")
     return known, early
 

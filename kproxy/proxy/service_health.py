@@ -75,7 +75,8 @@ class ServiceHealthServers:
     def _close(self, service: ServiceName) -> None:
         for server in self._open.pop(service).servers:
             # in a thread: the server looks for this every half second, and the agent has other things to do
-            threading.Thread(target=_shut, args=(server,), daemon=True).start()
+            name = f"close-{server.server_address[1]}"
+            threading.Thread(target=_shut, args=(server,), name=name, daemon=True).start()
 
 
 def _shut(server: ThreadingHTTPServer) -> None:

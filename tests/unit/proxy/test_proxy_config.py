@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from kproxy.cli.proxy import run
 from kproxy.errors import UserError
 from kproxy.proxy.config import ProxyConfig, duration, parse_arguments
 from kproxy.proxy.family import Family
@@ -125,3 +127,12 @@ def test_bad_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
 )
 def test_node_port_addresses_count_per_family(flag: tuple[str, ...], family: Family, cidrs: tuple[str, ...]) -> None:
     assert ProxyConfig(nodeport_addresses=flag).node_port_cidrs(family, "192.168.1.2") == cidrs
+
+
+def test_configuration_that_is_written_reads_back_the_same(tmp_path: Path) -> None:
+    flags = ["--cluster-cidr=10.0.0.0/8,fd00::/48", "--iptables-sync-period=1m", "--nodeport-addresses=primary"]
+    path = tmp_path / "config.yaml"
+
+    assert run([*flags, f"--write-config-to={path}"]) == 0
+
+    assert parse_arguments([f"--config={path}"]) == msgspec.structs.replace(parse_arguments(flags), config=str(path))

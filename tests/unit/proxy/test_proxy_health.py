@@ -128,7 +128,7 @@ def test_health_check_ports_open_change_and_close() -> None:
     assert ask(second, "/")[1]["X-Load-Balancing-Endpoint-Weight"] == "2"
     servers.sync({})
     for thread in threading.enumerate():
-        if thread.name in (f"http-{first}", f"http-{second}"):
+        if thread.name in (f"close-{first}", f"close-{second}"):
             thread.join(5)
 
     with pytest.raises(ConnectionRefusedError):

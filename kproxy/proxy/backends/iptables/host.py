@@ -7,6 +7,7 @@ Only ``*-save`` is used to look: ``-S`` and ``-L`` create the tables they are as
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from kproxy.errors import HostError
 from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.family import Family
 from kproxy.proxy.setup import HostFeatures
+
+_LOG = logging.getLogger(__name__)
 
 Variant = Literal["legacy", "nft"]
 
@@ -90,6 +93,10 @@ def choose_variant(wanted: str) -> Variant:
     if wanted == "nft":
         return "nft"
     saved = {"nft": _saved("nft"), "legacy": _saved("legacy")}
+    if all(":KUBE-" in text for text in saved.values()):
+        _LOG.warning(
+            "this host has KUBE- chains in both variants of iptables: all of them work, each unseen by the other"
+        )
     for variant in ("nft", "legacy"):
         if any(hint in saved[variant] for hint in _KUBELET_HINTS):
             return "nft" if variant == "nft" else "legacy"

@@ -18,7 +18,8 @@ from kproxy.api.types import Object
 from kproxy.client import Client
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
-from kproxy.cluster.controllers.replica_sets import controller_of, controller_reference, is_selected
+from kproxy.cluster.controllers.ownership import controller_of, controller_reference
+from kproxy.cluster.controllers.replica_sets import is_selected
 from kproxy.cluster.registry import NAME_ALPHABET, now
 from kproxy.errors import AlreadyExists
 

@@ -17,7 +17,8 @@ from kproxy.api.labels import matches
 from kproxy.api.types import Object
 from kproxy.client import Client
 from kproxy.cluster.controllers.controller import Controller
-from kproxy.cluster.controllers.informer import Informers, Name, name_of
+from kproxy.cluster.controllers.informer import Informer, Informers, Name, name_of
+from kproxy.cluster.controllers.ownership import controller_reference
 from kproxy.errors import KproxyError, NotFound
 
 MANAGED_BY = "endpointslice-controller.k8s.io"
@@ -29,7 +30,8 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 _RESERVED_LABELS = (SERVICE_NAME_LABEL, MANAGED_BY_LABEL, HEADLESS_LABEL)
-_BY_SERVICE = "by-service"
+BY_SERVICE = "by-service"
+"""The index of slices by ``namespace/service``."""
 
 Ports = tuple[tuple[tuple[str, Any], ...], ...]
 """A resolved port list in a form that can be compared: each port as its sorted fields."""
@@ -43,9 +45,30 @@ class Group:
     ports: Ports
 
 
+@dataclass(frozen=True)
+class SliceOwner:
+    """Whose slices they are, and what that makes them look like.
+
+    Attributes:
+        namespace: where they are.
+        name: what their names begin with.
+        labels: all labels that they have.
+        reference: the ownerReference that they carry.
+        families: for which there are slices.
+        keeps_empty: whether an empty slice a family stays when there are no endpoints.
+    """
+
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    reference: Object
+    families: Sequence[str]
+    keeps_empty: bool = True
+
+
 @dataclass
 class SlicePlan:
-    """What has to be written for one Service."""
+    """What has to be written for one owner."""
 
     create: list[Object] = field(default_factory=list)
     update: list[Object] = field(default_factory=list)
@@ -89,25 +112,48 @@ def endpoints_of(service: Object, pods: Iterable[Object], nodes: Mapping[str, Ob
     return groups
 
 
-def plan_slices(service: Object, existing: Sequence[Object], desired: Mapping[Group, Sequence[Object]]) -> SlicePlan:
+def owner_of(service: Object) -> SliceOwner:
+    """A Service as the owner of slices."""
+    metadata = service["metadata"]
+    families = service["spec"].get("ipFamilies") or ("IPv4",)
+    return SliceOwner(
+        metadata["namespace"], metadata["name"], _labels(service), controller_reference(service), families
+    )
+
+
+def plan_slices(owner: SliceOwner, existing: Sequence[Object], desired: Mapping[Group, Sequence[Object]]) -> SlicePlan:
     """The fewest writes that make the existing slices hold the desired endpoints.
 
     Args:
-        service: whose slices they are.
+        owner: whose slices they are.
         existing: all slices that this controller has made for a Service of that name.
         desired: from ``endpoints_of``.
     """
     plan = SlicePlan()
     owned: list[Object] = []
     for existing_slice in existing:
-        (owned if _is_owned(existing_slice, service) else plan.delete).append(existing_slice)
-    for family in service["spec"].get("ipFamilies") or ("IPv4",):
+        (owned if _is_owned(existing_slice, owner) else plan.delete).append(existing_slice)
+    for family in owner.families:
         of_family = [item for item in owned if item["addressType"] == family]
         groups = {group.ports: list(items) for group, items in desired.items() if group.family == family}
-        _plan_family(plan, service, family, of_family, groups or {(): []})
-    families = service["spec"].get("ipFamilies") or ("IPv4",)
-    plan.delete += [item for item in owned if item["addressType"] not in families]
+        if not groups and owner.keeps_empty:
+            groups = {(): []}
+        _plan_family(plan, owner, family, of_family, groups)
+    plan.delete += [item for item in owned if item["addressType"] not in owner.families]
     return plan
+
+
+def carry_out(client: Client, slices: Informer, plan: SlicePlan) -> None:
+    """Writes a plan, and has the informer see it at once."""
+    for new in plan.create:
+        slices.observe(client.create(ENDPOINT_SLICE, new))
+    for changed in plan.update:
+        slices.observe(client.update(ENDPOINT_SLICE, changed))
+    for gone in plan.delete:
+        namespace, name = name_of(gone)
+        with contextlib.suppress(NotFound):
+            client.delete(ENDPOINT_SLICE, name, namespace, uid=gone["metadata"]["uid"])
+        slices.forget(gone)
 
 
 class EndpointSliceController(Controller[Name]):
@@ -117,7 +163,7 @@ class EndpointSliceController(Controller[Name]):
         super().__init__(client, informers)
         self._services, self._pods = informers.of(SERVICE), informers.of(POD)
         self._nodes, self._slices = informers.of(NODE), informers.of(ENDPOINT_SLICE)
-        self._slices.add_index(_BY_SERVICE, _service_of_slice)
+        self._slices.add_index(BY_SERVICE, service_of_slice)
         self._services.add_handler(lambda before, after: self._add(before, after))
         self._slices.add_handler(self._on_slice)
         self._pods.add_handler(self._on_pod)
@@ -126,24 +172,13 @@ class EndpointSliceController(Controller[Name]):
     def reconcile(self, key: Name) -> None:
         """Writes the slices of the Service of that name."""
         service = self._services.get(key)
-        slices = [item for item in self._slices.indexed(_BY_SERVICE, "/".join(key)) if _is_managed(item)]
+        slices = [item for item in self._slices.indexed(BY_SERVICE, "/".join(key)) if is_managed(item, MANAGED_BY)]
         if service is None or not has_slices(service):
-            self._carry_out(SlicePlan(delete=slices))
+            carry_out(self.client, self._slices, SlicePlan(delete=slices))
             return
         nodes = {node["metadata"]["name"]: node for node in self._nodes.all_of()}
         desired = endpoints_of(service, self._pods.all_of(key[0]), nodes)
-        self._carry_out(plan_slices(service, slices, desired))
-
-    def _carry_out(self, plan: SlicePlan) -> None:
-        for new in plan.create:
-            self._slices.observe(self.client.create(ENDPOINT_SLICE, new))
-        for changed in plan.update:
-            self._slices.observe(self.client.update(ENDPOINT_SLICE, changed))
-        for gone in plan.delete:
-            namespace, name = name_of(gone)
-            with contextlib.suppress(NotFound):
-                self.client.delete(ENDPOINT_SLICE, name, namespace, uid=gone["metadata"]["uid"])
-            self._slices.forget(gone)
+        carry_out(self.client, self._slices, plan_slices(owner_of(service), slices, desired))
 
     def _add(self, *objects: Object | None) -> None:
         for obj in objects:
@@ -152,8 +187,8 @@ class EndpointSliceController(Controller[Name]):
 
     def _on_slice(self, before: Object | None, after: Object | None) -> None:
         for obj in (before, after):
-            if obj is not None and _is_managed(obj):
-                for value in _service_of_slice(obj):
+            if obj is not None and is_managed(obj, MANAGED_BY):
+                for value in service_of_slice(obj):
                     namespace, _, name = value.partition("/")
                     self.queue.add((namespace, name))
 
@@ -293,36 +328,38 @@ def _ports_of(existing: Object) -> Ports:
 # ----- slices
 
 
-def _service_of_slice(existing: Object) -> Iterator[str]:
+def service_of_slice(existing: Object) -> Iterator[str]:
+    """``namespace/service`` of the Service that a slice belongs to, if it names one."""
     metadata = existing["metadata"]
     service = (metadata.get("labels") or {}).get(SERVICE_NAME_LABEL)
     if service:
         yield f"{metadata['namespace']}/{service}"
 
 
-def _is_managed(existing: Object) -> bool:
-    return (existing["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY
+def is_managed(existing: Object, controller: str) -> bool:
+    """Whether a slice is the work of that controller."""
+    return bool((existing["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == controller)
 
 
-def _is_owned(existing: Object, service: Object) -> bool:
-    owners = existing["metadata"].get("ownerReferences") or ()
-    return any(owner["uid"] == service["metadata"]["uid"] for owner in owners)
+def _is_owned(existing: Object, owner: SliceOwner) -> bool:
+    references = existing["metadata"].get("ownerReferences") or ()
+    return any(reference["uid"] == owner.reference["uid"] for reference in references)
 
 
 def _plan_family(
-    plan: SlicePlan, service: Object, family: str, existing: Sequence[Object], groups: Mapping[Ports, list[Object]]
+    plan: SlicePlan, owner: SliceOwner, family: str, existing: Sequence[Object], groups: Mapping[Ports, list[Object]]
 ) -> None:
     """Plans the slices of one family (reconciler.go, reconcileByAddressType and finalize)."""
     pending = SlicePlan(delete=[item for item in existing if _ports_of(item) not in groups])
     is_placeholder = list(groups.values()) == [[]]
     for ports, endpoints in groups.items():
         of_group = [item for item in existing if _ports_of(item) == ports]
-        _plan_group(pending, _Fill(service, Group(family, ports), is_placeholder), of_group, endpoints)
+        _plan_group(pending, _Fill(owner, Group(family, ports), is_placeholder), of_group, endpoints)
     for new in pending.create:  # a slice that would go and one that would come are one update
         if pending.delete:
             old = pending.delete.pop(0)
             changed = {name: new[name] for name in ("endpoints", "ports")}
-            plan.update.append(_relabelled({**old, **changed}, service))
+            plan.update.append(_relabelled({**old, **changed}, owner))
         else:
             plan.create.append(new)
     plan.update += pending.update
@@ -331,7 +368,7 @@ def _plan_family(
 
 @dataclass(frozen=True)
 class _Fill:
-    service: Object
+    owner: SliceOwner
     group: Group
     keeps_empty: bool
 
@@ -343,7 +380,7 @@ def _plan_group(plan: SlicePlan, fill: _Fill, existing: Sequence[Object], endpoi
     untouched: list[Object] = []
     for item in existing:
         kept = [left.pop(identity) for old in item.get("endpoints") or () if (identity := _identity(old)) in left]
-        changed = _relabelled({**item, "endpoints": kept}, fill.service)
+        changed = _relabelled({**item, "endpoints": kept}, fill.owner)
         if not kept and not (fill.keeps_empty and not touched and not untouched):
             plan.delete.append(item)
         elif changed == {**item, "endpoints": item.get("endpoints") or []}:
@@ -377,9 +414,9 @@ def _identity(endpoint: Object) -> tuple[Any, ...]:
     return tuple(endpoint["addresses"]), endpoint.get("hostname"), target.get("namespace"), target.get("name")
 
 
-def _relabelled(item: Object, service: Object) -> Object:
-    """The slice with the labels that its Service gives it."""
-    return {**item, "metadata": {**item["metadata"], "labels": _labels(service)}}
+def _relabelled(item: Object, owner: SliceOwner) -> Object:
+    """The slice with the labels that its owner gives it."""
+    return {**item, "metadata": {**item["metadata"], "labels": dict(owner.labels)}}
 
 
 def _labels(service: Object) -> dict[str, str]:
@@ -393,23 +430,15 @@ def _labels(service: Object) -> dict[str, str]:
 
 
 def _new_slice(fill: _Fill, endpoints: list[Object]) -> Object:
-    metadata = fill.service["metadata"]
-    owner = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
+    owner = fill.owner
     return {
         "apiVersion": ENDPOINT_SLICE.api_version,
         "kind": ENDPOINT_SLICE.name,
         "metadata": {
-            "generateName": f"{metadata['name']}-",
-            "namespace": metadata["namespace"],
-            "labels": _labels(fill.service),
-            "ownerReferences": [owner],
+            "generateName": f"{owner.name}-",
+            "namespace": owner.namespace,
+            "labels": dict(owner.labels),
+            "ownerReferences": [owner.reference],
         },
         "addressType": fill.group.family,
         "endpoints": endpoints,

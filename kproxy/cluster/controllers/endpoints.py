@@ -55,19 +55,23 @@ class EndpointsController(Controller[Name]):
         super().__init__(client, informers)
         self._services, self._pods = informers.of(SERVICE), informers.of(POD)
         self._endpoints = informers.of(ENDPOINTS)
-        self._services.add_handler(self._on_named)
-        self._endpoints.add_handler(self._on_named)
+        self._deleted: set[Name] = set()  # Services; their Endpoints go too, whoever wrote them
+        self._services.add_handler(self._on_service)
+        self._endpoints.add_handler(self._on_endpoints)
         self._pods.add_handler(self._on_pod)
 
     def reconcile(self, key: Name) -> None:
         """Writes the Endpoints object of the Service of that name."""
         service, present = self._services.get(key), self._endpoints.get(key)
-        if service is None or not has_slices(service):
-            if service is None and present is not None:  # without a selector it is somebody else's
+        if service is None:
+            if present is not None and (key in self._deleted or _is_managed(present)):
                 with contextlib.suppress(NotFound):
                     self.client.delete(ENDPOINTS, key[1], key[0], uid=present["metadata"]["uid"])
                 self._endpoints.forget(present)
+            self._deleted.discard(key)
             return
+        if not has_slices(service):
+            return  # without a selector they are somebody else's
         wanted = endpoints_object(service, self._pods.all_of(key[0]))
         if present is None:
             self._endpoints.observe(self.client.create(ENDPOINTS, wanted))
@@ -75,7 +79,14 @@ class EndpointsController(Controller[Name]):
             wanted["metadata"] = {**present["metadata"], **wanted["metadata"]}
             self._endpoints.observe(self.client.update(ENDPOINTS, wanted))
 
-    def _on_named(self, before: Object | None, after: Object | None) -> None:
+    def _on_service(self, before: Object | None, after: Object | None) -> None:
+        obj = after or before
+        if obj is not None:
+            if after is None:
+                self._deleted.add(name_of(obj))
+            self.queue.add(name_of(obj))
+
+    def _on_endpoints(self, before: Object | None, after: Object | None) -> None:
         obj = after or before
         if obj is not None:
             self.queue.add(name_of(obj))
@@ -85,6 +96,10 @@ class EndpointsController(Controller[Name]):
         for service in self._services.all_of(pods[0]["metadata"]["namespace"]):
             if has_slices(service) and any(_selects(service, pod) for pod in pods):
                 self.queue.add(name_of(service))
+
+
+def _is_managed(endpoints: Object) -> bool:
+    return bool((endpoints["metadata"].get("labels") or {}).get(MANAGED_BY_LABEL) == MANAGED_BY)
 
 
 def _selects(service: Object, pod: Object) -> bool:

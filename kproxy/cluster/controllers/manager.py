@@ -9,6 +9,7 @@ from kproxy.client import Client
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.deployments import DeploymentController
+from kproxy.cluster.controllers.endpoint_mirroring import EndpointSliceMirroringController
 from kproxy.cluster.controllers.endpoint_slices import EndpointSliceController
 from kproxy.cluster.controllers.endpoints import EndpointsController
 from kproxy.cluster.controllers.garbage import GarbageCollector, NamespaceController
@@ -38,6 +39,7 @@ class ControllerManager:
             ReplicaSetController(client, self.informers),
             EndpointSliceController(client, self.informers),
             EndpointsController(client, self.informers),
+            EndpointSliceMirroringController(client, self.informers),
             GarbageCollector(client, self.informers),
             NamespaceController(client, self.informers),
         )

@@ -16,26 +16,8 @@ from kproxy.client import Client
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.endpoint_slices import is_pod_ready
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
+from kproxy.cluster.controllers.ownership import controller_of, controller_reference
 from kproxy.errors import Invalid, NotFound
-
-
-def controller_of(obj: Object) -> Object | None:
-    """The ownerReference of the controller that manages an object, or None."""
-    owners = obj["metadata"].get("ownerReferences") or ()
-    return next((owner for owner in owners if owner.get("controller")), None)
-
-
-def controller_reference(owner: Object) -> Object:
-    """An ownerReference that makes ``owner`` the controller."""
-    metadata = owner["metadata"]
-    return {
-        "apiVersion": owner["apiVersion"],
-        "kind": owner["kind"],
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
 
 
 def is_selected(workload: Object, obj: Object) -> bool:

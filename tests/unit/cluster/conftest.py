@@ -19,7 +19,6 @@ from kproxy.cluster.controllers.manager import ControllerManager
 from kproxy.cluster.store import Store
 from kproxy.errors import NotFound
 
-
 T = TypeVar("T")
 
 

@@ -13,13 +13,23 @@ from typing import Any
 
 import msgspec
 import pytest
-
 from conftest import Api, eventually, running
+
 from kproxy.api.kinds import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE, SERVICE_CIDR
 from kproxy.api.types import Object
 from kproxy.client import Client, Snapshot, WatchEvent
 from kproxy.cluster.apiserver import Target, resolve
-from kproxy.errors import AlreadyExists, ApiError, Conflict, Gone, Invalid, NotFound, Unreachable, UserError
+from kproxy.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Gone,
+    Invalid,
+    KproxyError,
+    NotFound,
+    Unreachable,
+    UserError,
+)
 
 
 def service(name: str = "web", **spec: Any) -> Object:
@@ -172,9 +182,9 @@ def test_refusals(client: Client, ask: Refusal, error: type[ApiError], code: int
 
 def test_a_patch_in_another_format_is_refused(client: Client) -> None:
     client.create(SERVICE, service(), "default")
+    path, strategic = "/api/v1/namespaces/default/services/web", "application/strategic-merge-patch+json"
     with pytest.raises(ApiError, match="merge-patch") as caught:
-        path = "/api/v1/namespaces/default/services/web"
-        client.request("PATCH", path, body={}, content_type="application/strategic-merge-patch+json")
+        client.request("PATCH", path, body={}, content_type=strategic)
     assert caught.value.code == 415
 
 
@@ -250,7 +260,7 @@ class Watcher:
             for event in self._events:
                 self.times.append(time.perf_counter())
                 self.seen.append(event)
-        except Exception as error:
+        except KproxyError as error:
             self.error = error
 
     def brief(self) -> list[tuple[str, str]]:

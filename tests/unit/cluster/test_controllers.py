@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from conftest import Cluster, eventually
-from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, NAMESPACE, POD, REPLICA_SET, SERVICE
+
+from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, NAMESPACE, NODE, POD, REPLICA_SET, SERVICE
 from kproxy.errors import NotFound
 
 
@@ -199,9 +200,40 @@ def test_a_pod_that_no_node_fits_says_so_and_starts_when_one_comes(cluster: Clus
         lambda: cluster.client.get(POD, "picky", "default")["status"].get("conditions"),
         lambda seen: bool(seen) and seen[0]["reason"] == "Unschedulable",
     )
-    from kproxy.api.kinds import NODE
-
     cluster.client.patch(NODE, "node2", {"metadata": {"labels": {"disk": "ssd"}}})
     eventually(
         lambda: cluster.client.get(POD, "picky", "default")["spec"].get("nodeName"), lambda seen: seen == "node2"
     )
+
+
+def test_endpoints_written_by_hand_become_slices_until_the_service_has_a_selector(cluster: Cluster) -> None:
+    by_hand = {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "web"},
+        "subsets": [
+            {"addresses": [{"ip": "192.0.2.1"}], "notReadyAddresses": [{"ip": "192.0.2.2"}], "ports": [{"port": 9376}]}
+        ],
+    }
+    cluster.client.apply([{"object": service(selector=None)}, {"object": by_hand}])
+    eventually(lambda: addresses(cluster), lambda seen: seen == ["192.0.2.1"])
+    (item,) = cluster.client.list(ENDPOINT_SLICE, "default", label_selector="kubernetes.io/service-name=web").items
+    assert [endpoint["conditions"] for endpoint in item["endpoints"]] == [{"ready": True}, {"ready": False}]
+    assert item["ports"] == [{"name": "", "port": 9376, "protocol": "TCP"}]
+    cluster.client.patch(ENDPOINTS, "web", {"subsets": None}, "default")
+    eventually(lambda: addresses(cluster), lambda seen: not seen)
+
+
+def test_endpoints_that_come_before_their_service_wait_and_go_with_it(cluster: Cluster) -> None:
+    subsets = [{"addresses": [{"ip": "192.0.2.1"}], "ports": [{"port": 9376}]}]
+    cluster.client.create(ENDPOINTS, {"metadata": {"name": "web"}, "subsets": subsets}, "default")
+    cluster.client.create(SERVICE, service("other"), "default")
+    eventually(lambda: cluster.client.list(ENDPOINTS, "default").items, lambda seen: len(seen) == 3)
+    cluster.client.create(SERVICE, service(selector=None), "default")
+    eventually(lambda: addresses(cluster), lambda seen: seen == ["192.0.2.1"])
+    cluster.client.delete(SERVICE, "web", "default")
+    eventually(
+        lambda: [item["metadata"]["name"] for item in cluster.client.list(ENDPOINTS, "default").items],
+        lambda seen: seen == ["kubernetes", "other"],
+    )
+    eventually(lambda: addresses(cluster), lambda seen: not seen)

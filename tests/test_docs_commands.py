@@ -92,10 +92,15 @@ def wrongs(commands: list[Command], results: list[tuple[int, list[str]]]) -> Ite
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    # This checkout's kproxy, whatever else is installed under that name.
+    command = tmp_path_factory.mktemp("bin") / "kproxy"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m kproxy "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
     # Killed, the run leaves no lab: that is what fresh_lab is for.
     with fresh_lab() as lab:
-        yield {**os.environ, "KPROXY_LAB": lab.name, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        yield {**os.environ, "KPROXY_LAB": lab.name, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.root

@@ -22,6 +22,17 @@ def test_worked_example_is_rendered_rule_for_rule(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (HERE / "worked-example.rules").read_text()
 
 
+@pytest.mark.parametrize("family", ["4", "6"])
+def test_every_kind_of_rule_is_rendered(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A root test (unit/proxy) shows that the kernel gives back these very rules."""
+    flags = ["--family", f"ipv{family}", "--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48"]
+    features = "--features=nfacct=yes,random-fully=yes,tcp-be-liberal=no"
+
+    run(["--manifests", str(HERE / "every-kind-of-rule"), "--node", "A", *flags, features])
+
+    assert capsys.readouterr().out == (HERE / f"every-kind-of-rule.v{family}.rules").read_text()
+
+
 def test_other_node_has_no_local_endpoint_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     manifests = HERE / "worked-example"
 

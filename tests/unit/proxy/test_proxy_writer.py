@@ -13,7 +13,7 @@ import pytest
 
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
-from kproxy.proxy.backends.iptables.host import Tools, find_tools, run_tool
+from kproxy.proxy.backends.iptables.host import Tools, Variant, find_tools, run_tool
 from kproxy.proxy.backends.iptables.render import RuleSet
 from kproxy.proxy.backends.iptables.rules import JUMPS, Settings
 from kproxy.proxy.backends.iptables.writer import IptablesBackend, clean_up
@@ -47,9 +47,12 @@ def namespace() -> Iterator[int]:
 
 @pytest.fixture(params=["legacy", "nft"])
 def tools(request: pytest.FixtureRequest, namespace: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
-    """One variant's tools, each running in the namespace."""
+    """One variant's tools for IPv4, each running in the namespace."""
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    real = find_tools(request.param, Family.IPV4)
+    return tools_within(find_tools(request.param, Family.IPV4), namespace, tmp_path)
+
+
+def tools_within(real: Tools, namespace: int, tmp_path: Path) -> Tools:
     found = []
     for tool in (real.save, real.restore):
         script = tmp_path / Path(tool).name
@@ -173,6 +176,38 @@ def test_clean_up_leaves_kubelets_chain_alone(tools: Tools) -> None:
     left = saved(tools)
     assert {chain for _, chain in left} == {"KUBE-FIREWALL", "INPUT", "OUTPUT"}
     assert ":KUBE-PROXY-CANARY" not in run_tool((tools.save,))
+
+
+@pytest.mark.parametrize("variant", ["legacy", "nft"])
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize(
+    "detector",
+    [None, Detector(DetectBy.INTERFACE, "cni0"), Detector(DetectBy.INTERFACE_PREFIX, "veth")],
+    ids=["cidr", "bridge", "prefix"],
+)
+def test_every_kind_of_rule_reads_back_as_it_is_rendered(
+    variant: Variant,
+    family: Family,
+    detector: Detector | None,
+    namespace: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    found, _, _ = read_directory(MANIFESTS.parent / "every-kind-of-rule")
+    tracker = Tracker(family, "A")
+    tracker.take(Change(key, None, value) for key, value in found.items())
+    cidr = Detector(DetectBy.SOURCE, "10.244.0.0/16" if family is Family.IPV4 else "fd00:10:244::/48")
+    settings = Settings(family, detector=detector or cidr, has_localhost_node_ports=family is Family.IPV4)
+    addresses = None if detector is None else ("192.168.1.2" if family is Family.IPV4 else "fd00:1::2",)
+    delta = tracker.delta(AROUND, NodePortScope(addresses), is_full=True)
+    tools = tools_within(find_tools(variant, family), namespace, tmp_path)
+    rendered = RuleSet(settings)
+    rendered.take(delta)
+
+    IptablesBackend(tools, settings).apply(delta)
+
+    assert saved(tools) == rules_of(rendered.saved())
 
 
 NETLINK_SCENARIO = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conftest import Cluster, eventually
+from running_cluster import Cluster, eventually
 
 from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, NAMESPACE, NODE, POD, REPLICA_SET, SERVICE
 from kproxy.errors import NotFound

@@ -6,9 +6,9 @@ import copy
 from typing import Any
 
 import pytest
-from conftest import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running_cluster import running
 
 from kproxy.api.types import Object
 from kproxy.cluster.controllers.endpoint_slices import (

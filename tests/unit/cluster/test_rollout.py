@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import running
 from hypothesis import given
 from hypothesis import strategies as st
+from running_cluster import running
 
 from kproxy.api.types import Object
 from kproxy.cluster.controllers.deployments import plan_rollout, template_hash

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from kproxy.client import Client
-from kproxy.cluster import clusterfile
+from kproxy.cluster import clusterfile, host_check, host_probes
 from kproxy.cluster.clusterfile import ClusterConfig, Overrides
 from kproxy.cluster.control_plane import PATIENCE, ROLE
 from kproxy.cluster.controllers.node_proxy import POLL, programmed
@@ -51,11 +51,13 @@ class Up:
         status: the lab as it is now.
         was_up: it was up before; nothing was done.
         timings: what took how many seconds, in the order in which it ended.
+        limits: what will not work in it on this host, and why.
     """
 
     status: LabStatus
     was_up: bool
     timings: tuple[tuple[str, float], ...]
+    limits: tuple[str, ...] = ()
 
 
 def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: None) -> Up:
@@ -70,8 +72,8 @@ def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: Non
     Raises:
         UserError: a lab of that name is there with another configuration; or somebody else has a network namespace of a
             name that this lab needs. Nothing was done.
-        HostError: the machine refused something, or the control plane died. What was made until then is on record:
-            `up` goes on from there, `down` removes it.
+        HostError: the host lacks something that this lab needs (nothing was done); or the machine refused something, or
+            the control plane died: what was made until then is on record, `up` goes on from there, `down` removes it.
     """
     layout = Layout(config.name)
     stored = _stored(layout)
@@ -86,9 +88,11 @@ def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: Non
         return Up(status(layout.lab), True, ())
     _check_names(layout, config)
     began = time.monotonic()
+    limits = _check_host(config)
+    checked = ("host check", time.monotonic() - began)
     with _locked(layout, makes=True) as lock:
         timings = _start(layout, config, lock, progress)
-        return Up(status(layout.lab), False, (*timings, ("all", time.monotonic() - began)))
+        return Up(status(layout.lab), False, (checked, *timings, ("all", time.monotonic() - began)), limits)
 
 
 def down(lab: str) -> bool:
@@ -183,6 +187,21 @@ def _check_names(layout: Layout, config: ClusterConfig) -> None:
             check_name_is_free(named(layout.netns(member), layout.namespaces))
     except NetnsError as error:
         raise UserError(str(error)) from error
+
+
+def _check_host(config: ClusterConfig) -> tuple[str, ...]:
+    """What will not work in this lab on this host.
+
+    Raises:
+        HostError: the lab cannot come up here; nothing was done.
+    """
+    needs = host_check.needs(config)
+    report = host_check.judge(host_probes.look_quickly(needs.variants, needs.families, needs.links), needs)
+    if not report.ok:
+        missing = [one for one in report.conditions if one.state is host_check.State.MISSING]
+        said = "\n  ".join(host_check.in_one_line(one) for one in missing)
+        raise HostError("this host lacks what the lab needs", stderr=said, left="`kproxy lab check` shows everything")
+    return tuple(host_check.in_one_line(one) for one in report.conditions if one.state is not host_check.State.OK)
 
 
 # ----- bringing up

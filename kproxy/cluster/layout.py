@@ -6,6 +6,7 @@ root alone. Nothing else on the host's file system belongs to a lab but its entr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -19,6 +20,18 @@ RUN_ROOT = Path("/run/kproxy")
 STATE_ROOT = Path("/var/lib/kproxy")
 DEFAULT_LAB = "lab"
 LAB_NAME = re.compile(r"[a-z0-9]{1,10}")
+
+
+MAX_FILE_NAME = 200
+"""Characters of a name of ours; a file system takes 255, and some of them belong to endings."""
+
+
+def file_name(name: str) -> str:
+    """The name itself, or if it is too long for a file, its beginning and a digest of the whole."""
+    if len(name) <= MAX_FILE_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: MAX_FILE_NAME - len(digest) - 1]}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -81,11 +94,6 @@ class Layout:
         """Links to the iptables variant that the lab uses; first in PATH inside the lab."""
         return self.run / "bin"
 
-    @property
-    def sandbox_files(self) -> Path:
-        """The few generated files that pods see in /etc."""
-        return self.run / "etc"
-
     def pod(self, uid: str) -> Path:
         """The folder of one pod's records, by the uid of its object."""
         return self.run / "pods" / uid
@@ -96,7 +104,7 @@ class Layout:
 
     def log(self, name: str) -> Path:
         """The output of a process: `control-plane`, `proxy.NODE`, or `NAMESPACE.POD.CONTAINER`."""
-        return self.run / "logs" / f"{name}.log"
+        return self.run / "logs" / f"{file_name(name)}.log"
 
     def netns(self, name: str) -> str:
         """The published name of a node's, client's, router's or pod's network namespace."""
@@ -108,7 +116,7 @@ class Layout:
             root.mkdir(mode=0o755, exist_ok=True, parents=True)
         for folder in (self.run, self.state):
             folder.mkdir(mode=0o700, exist_ok=True)
-        for name in ("netns", "locks", "logs", "bin", "etc", "pods"):
+        for name in ("netns", "locks", "logs", "bin", "pods"):
             (self.run / name).mkdir(mode=0o700, exist_ok=True)
 
 
@@ -166,7 +174,7 @@ def python(*arguments: str) -> list[str]:
 def python_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of the lab's own processes: enough to import this project from where it is, and a fixed PATH."""
     source = str(Path(__file__).resolve().parents[2])
-    kept = {key: value for key, value in environ.items() if key in ("KPROXY_CRASH_AT", "KPROXY_TIMINGS", "TZ")}
+    kept = {key: value for key, value in environ.items() if key in ("KPROXY_CRASH_AT", "TZ")}
     return {
         **kept,
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

@@ -166,11 +166,6 @@ def ended(status: Path) -> Ended:
     return Ended(code if isinstance(code, int) else None)
 
 
-def program_exists(argv: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether the program can be found from within a sandbox, which has the host's /usr."""
-    return shutil.which(argv[0], path=env.get("PATH", PATH)) is not None
-
-
 def _report(status: Path) -> dict[str, object]:
     """All that a sandbox has reported in its status file."""
     found: dict[str, object] = {}

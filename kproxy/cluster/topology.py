@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig
+from kproxy.cluster.layout import file_name
 from netns.topology import (
     AddressSpec,
     BridgeSpec,
@@ -70,7 +71,7 @@ def namespace_name(config: ClusterConfig, member: str) -> str:
 
 def pod_namespace_name(config: ClusterConfig, namespace: str, name: str) -> str:
     """The network namespace of a pod. Names of nodes have no dots, so the two never meet."""
-    return f"{config.name}-{namespace}.{name}"
+    return file_name(f"{config.name}-{namespace}.{name}")
 
 
 def pod_gateway(pod_cidr: str) -> str:

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
 from kproxy.api.kinds import POD, SERVICE, Kind
 from kproxy.api.types import Object, Pod, Service, view
 from kproxy.client import Client, Snapshot, WatchEvent
@@ -214,9 +216,14 @@ class NodeAgent:
             self._observe(obj)
 
     def _observe(self, obj: Object) -> None:
-        """A pod as it is now in the API."""
-        uid = obj["metadata"]["uid"]
-        run = self._runs.get(uid)
+        """A pod as it is now in the API; what is wrong with one is no reason to pass over the next."""
+        try:
+            self._take_state(obj)
+        except (KproxyError, NetnsError, OSError, msgspec.ValidationError) as error:
+            _LOG.warning("pod %s: %s", obj["metadata"]["name"], error)
+
+    def _take_state(self, obj: Object) -> None:
+        run = self._runs.get(obj["metadata"]["uid"])
         if run is None:
             run = self._meet(obj)
             if run is None:
@@ -542,10 +549,16 @@ class NodeAgent:
     def _vanish(self, uid: str) -> None:
         """The object is gone already: somebody deleted it by force."""
         run = self._runs.get(uid)
-        if run is not None:
-            run.is_ending = True
+        if run is None:
+            return
+        run.is_ending = True
+        try:
             self._clear(run)
-            self._forget(run)
+        except (NetnsError, OSError) as error:
+            _LOG.warning("pod %s: cannot be taken down yet: %s", run.title, error)
+            self._later(RETRY, lambda: self._vanish(uid))
+            return
+        self._forget(run)
 
     def _end(self, run: _Run) -> None:
         """Takes the pod down and then deletes its object."""

@@ -1,0 +1,168 @@
+"""Pods as kubelet would run them: restarts, phases, init containers, polite ends; and a lab after a reboot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab_support import apply, assert_nothing_is_left, config, get, is_ready, pod, ready_pods, running, until
+
+from kproxy.api.kinds import POD
+from kproxy.client import Client
+from kproxy.cluster import clusterfile, lab
+from kproxy.cluster.layout import Layout
+from kproxy.errors import NotFound
+from netns.build import tear_down
+from netns.journal import Journal
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[tuple[Layout, Client]]:
+    with running(f"ep{os.getpid() % 10000}", nodes=1) as both:
+        yield both
+
+
+def status_of(client: Client, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = client.get(POD, name, "default").get("status") or {}
+    return found
+
+
+def container_of(client: Client, name: str) -> dict[str, Any]:
+    statuses = status_of(client, name).get("containerStatuses") or [{}]
+    found: dict[str, Any] = statuses[0]
+    return found
+
+
+def is_gone(client: Client, name: str) -> bool:
+    try:
+        client.get(POD, name, "default")
+    except NotFound:
+        return True
+    return False
+
+
+def test_a_command_that_ends_is_started_again_at_once_and_then_later(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    apply(client, pod("crash", command=["sh", "-c", "echo run; exit 3"]))
+    until(lambda: container_of(client, "crash").get("restartCount") == 2, "second restart")
+    waiting = container_of(client, "crash")["state"]["waiting"]
+    assert waiting == {"reason": "CrashLoopBackOff", "message": "it ended with exit code 3"}
+    assert layout.log("default.crash.main").read_text() == "run\nrun\n"
+    assert status_of(client, "crash")["phase"] == "Running"
+
+
+def test_a_program_that_is_not_there_is_named_in_the_log(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    apply(client, pod("missing", command=["no-such-program"], restartPolicy="Never"))
+    until(lambda: status_of(client, "missing").get("phase") == "Failed", "failure")
+    assert "no-such-program: No such file or directory" in layout.log("default.missing.main").read_text()
+
+
+@pytest.mark.parametrize(("code", "phase"), [(0, "Succeeded"), (5, "Failed")])
+def test_a_pod_that_is_not_started_again_ends(up: tuple[Layout, Client], code: int, phase: str) -> None:
+    _, client = up
+    apply(client, pod(f"once-{code}", command=["sh", "-c", f"exit {code}"], restartPolicy="Never"))
+    until(lambda: status_of(client, f"once-{code}").get("phase") == phase, phase)
+    assert container_of(client, f"once-{code}")["state"]["terminated"]["exitCode"] == code
+
+
+def test_init_containers_run_in_order_before_the_others(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    init = [{"name": f"init-{n}", "image": "x", "command": ["sh", "-c", f"sleep 0.1; echo {n}"]} for n in (1, 2)]
+    apply(client, pod("prepared", command=["sh", "-c", "echo main; sleep 1000"], initContainers=init))
+    until(lambda: is_ready(client.get(POD, "prepared", "default")), "ready")
+    times = [layout.log(f"default.prepared.{name}").stat().st_mtime_ns for name in ("init-1", "init-2", "main")]
+    assert times == sorted(times)
+    assert layout.log("default.prepared.init-2").read_text() == "2\n"
+
+
+def test_two_containers_share_the_pods_network(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    both = pod("both")
+    both["spec"]["containers"].append({"name": "beside", "image": "x", "command": ["sleep", "1000"]})
+    apply(client, both)
+    until(lambda: is_ready(client.get(POD, "both", "default")), "ready")
+    assert get(layout, "node1", status_of(client, "both")["podIP"], 8080, "/hostname") == "both\n"
+    statuses = status_of(client, "both")["containerStatuses"]
+    assert [(entry["name"], entry["ready"]) for entry in statuses] == [("main", True), ("beside", True)]
+
+
+def test_a_command_is_asked_to_end_and_may_take_its_time(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    script = "trap 'echo asked; sleep 0.3; echo ended; exit 0' TERM; echo started; while :; do sleep 0.05; done"
+    apply(client, pod("polite", command=["sh", "-c", script]))
+    log = layout.log("default.polite.main")
+    until(lambda: log.exists() and "started" in log.read_text(), "start")
+    client.delete(POD, "polite", "default")
+    assert client.get(POD, "polite", "default")["metadata"]["deletionTimestamp"]
+    until(lambda: is_gone(client, "polite"), "end")
+    assert log.read_text() == "started\nasked\nended\n"
+
+
+def test_a_command_that_does_not_listen_is_killed_when_its_time_is_over(up: tuple[Layout, Client]) -> None:
+    _, client = up
+    apply(client, pod("deaf", command=["sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"]))
+    until(lambda: is_ready(client.get(POD, "deaf", "default")), "ready")
+    client.delete(POD, "deaf", "default", grace_seconds=1)
+    until(lambda: is_gone(client, "deaf"), "end", 5)
+
+
+def test_what_is_deleted_by_force_is_taken_down_all_the_same(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    apply(client, pod("forced", hostNetwork=True, ports=(7000,)))
+    until(lambda: is_ready(client.get(POD, "forced", "default")), "ready")
+    client.delete(POD, "forced", "default", grace_seconds=0)
+    until(lambda: not any(entry.where == "default/forced" for entry in lab.status(layout.lab).processes), "end")
+    with pytest.raises(ConnectionRefusedError):
+        get(layout, "node1", "192.168.1.2", 7000)
+
+
+def test_a_name_as_long_as_kubernetes_allows_gets_a_namespace(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    name = ".".join(["a" * 60] * 4)
+    apply(client, pod(name))
+    until(lambda: is_ready(client.get(POD, name, "default")), "ready")
+    assert get(layout, "node1", status_of(client, name)["podIP"], 8080, "/hostname") == f"{name}\n"
+    client.delete(POD, name, "default")
+    until(lambda: is_gone(client, name), "end")
+
+
+def test_after_a_reboot_the_same_lab_is_built_again() -> None:
+    name = f"er{os.getpid() % 10000}"
+    with running(name, nodes=2, iptables_variant="nft") as (layout, client):
+        apply(client, pod("web-1"), pod("web-2"), pod("job", command=["sleep", "1000"]))
+        addresses = ready_pods(client, 3)
+        client.close()
+        # What a reboot leaves: nothing of /run, nothing that ran, and the state on disk.
+        for entry in lab.status(name).processes:
+            os.kill(entry.pid, signal.SIGKILL)
+        tear_down(Journal(layout.journal, "test"), grace=0)
+        shutil.rmtree(layout.run)
+        assert not lab.up(config(name)).was_up
+        client = Client(layout.api_url)
+        found = lab.status(name)
+        assert (len(found.nodes), found.proxy.variant) == (2, "nft")
+        assert ready_pods(client, 3) == addresses
+        assert get(layout, "node2", addresses["web-1"], 8080, "/hostname") == "web-1\n"
+        client.close()
+    assert_nothing_is_left(name)
+
+
+def test_a_node_may_be_left_to_another_proxy() -> None:
+    name = f"eo{os.getpid() % 10000}"
+    cluster = clusterfile.read([], clusterfile.Overrides(lab=name, nodes=1, proxy_mode="none"))
+    try:
+        found = lab.up(cluster).status
+        assert [(node.proxy, node.ready) for node in found.nodes] == [("none", True)]
+        assert [entry.role for entry in found.processes] == ["control-plane", "fork-server"]
+        apply(Client(Layout(name).api_url), pod("web-1"))
+        lab.resync(name)
+    finally:
+        lab.down(name)
+    assert_nothing_is_left(name)

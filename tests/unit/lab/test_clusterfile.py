@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -202,3 +204,9 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_a_second_document_is_refused() -> None:
     with pytest.raises(InvalidInput, match="one Cluster and nothing else"):
         read(HEAD + "---\n" + HEAD)
+
+
+def test_the_documentation_shows_the_default_cluster() -> None:
+    page = Path(__file__).parents[3] / "docs" / "cluster-file.md"
+    text = page.read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+    assert clusterfile.read(manifest.read(text.encode(), page.name)[0]) == clusterfile.read([])

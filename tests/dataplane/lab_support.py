@@ -47,9 +47,7 @@ def pod(name: str, *, ports: tuple[int, ...] = (8080,), **spec: Any) -> Object:
         container["command"] = spec.pop("command")
     elif ports:
         container["ports"] = [{"containerPort": port} for port in ports]
-        container["ports"] += [
-            {"containerPort": port, "protocol": "UDP"} for port in ports
-        ]
+        container["ports"] += [{"containerPort": port, "protocol": "UDP"} for port in ports]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -86,10 +84,7 @@ def until(check: Callable[[], Any], what: str, seconds: float = 15) -> Any:
 
 def is_ready(obj: Object) -> bool:
     conditions = (obj.get("status") or {}).get("conditions") or ()
-    return any(
-        condition["type"] == "Ready" and condition["status"] == "True"
-        for condition in conditions
-    )
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
 def ready_pods(client: Client, count: int) -> dict[str, str]:
@@ -97,11 +92,7 @@ def ready_pods(client: Client, count: int) -> dict[str, str]:
 
     def look() -> dict[str, str]:
         items = [obj for obj in client.list(POD).items if is_ready(obj)]
-        return (
-            {obj["metadata"]["name"]: obj["status"]["podIP"] for obj in items}
-            if len(items) == count
-            else {}
-        )
+        return {obj["metadata"]["name"]: obj["status"]["podIP"] for obj in items} if len(items) == count else {}
 
     found: dict[str, str] = until(look, f"{count} pods ready")
     return found
@@ -112,15 +103,11 @@ def cluster_ips(client: Client, name: str) -> list[str]:
     return found
 
 
-def get(
-    layout: Layout, place: str, address: str, port: int, path: str = "/json"
-) -> Any:
+def get(layout: Layout, place: str, address: str, port: int, path: str = "/json") -> Any:
     """What answers at an address when it is asked from a node, client or pod (`NAMESPACE.NAME`)."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = http.client.HTTPConnection(address, port)
-    with socket_in(
-        named(layout.netns(place), layout.namespaces), family, socket.SOCK_STREAM
-    ) as sock:
+    with socket_in(named(layout.netns(place), layout.namespaces), family, socket.SOCK_STREAM) as sock:
         sock.settimeout(3)
         sock.connect((address, port))
         connection.sock = sock
@@ -142,9 +129,7 @@ def wait_until_programmed(layout: Layout, client: Client, nodes: list[str]) -> N
 
     def has(node: str) -> bool:
         try:
-            return int(
-                programmed(layout, node, version=version, seconds=10)["resourceVersion"]
-            ) >= int(version)
+            return int(programmed(layout, node, version=version, seconds=10)["resourceVersion"]) >= int(version)
         except ConnectionRefusedError:  # it is being started again
             return False
 
@@ -157,9 +142,7 @@ def host_state() -> dict[str, Any]:
     state: dict[str, Any] = {}
     for what in ("link", "addr", "route", "rule"):
         for family in ("-4", "-6"):
-            state[f"ip {family} {what}"] = _without_counters(
-                json.loads(_run("ip", "-j", family, what) or "[]")
-            )
+            state[f"ip {family} {what}"] = _without_counters(json.loads(_run("ip", "-j", family, what) or "[]"))
     for tool in (
         "iptables-legacy-save",
         "ip6tables-legacy-save",
@@ -167,24 +150,15 @@ def host_state() -> dict[str, Any]:
         "ip6tables-nft-save",
     ):
         lines = _run(tool).splitlines()
-        state[tool] = [
-            line.partition(" [")[0] if line.startswith(":") else line
-            for line in lines
-            if line[:1] != "#"
-        ]
+        state[tool] = [line.partition(" [")[0] if line.startswith(":") else line for line in lines if line[:1] != "#"]
     state["nft"] = _run("nft", "list", "ruleset")
-    state["sysctls"] = {
-        key: text for key, text in _sysctls() if not key.endswith(("_count", "_key"))
-    }
+    state["sysctls"] = {key: text for key, text in _sysctls() if not key.endswith(("_count", "_key"))}
     return state
 
 
 def _without_counters(links: list[dict[str, Any]]) -> list[dict[str, Any]]:
     volatile = ("stats", "stats64", "valid_life_time", "preferred_life_time")
-    return [
-        {key: value for key, value in link.items() if key not in volatile}
-        for link in links
-    ]
+    return [{key: value for key, value in link.items() if key not in volatile} for link in links]
 
 
 def _sysctls() -> Iterator[tuple[str, str]]:
@@ -209,10 +183,5 @@ def assert_nothing_is_left(name: str) -> None:
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().split(b"\0")
-                assert not any(
-                    f"/run/kproxy/{name}/" in part.decode(errors="replace")
-                    for part in command
-                )
-                assert f"KPROXY_TEST={name}".encode() not in (
-                    folder / "environ"
-                ).read_bytes().split(b"\0")
+                assert not any(f"/run/kproxy/{name}/" in part.decode(errors="replace") for part in command)
+                assert f"KPROXY_TEST={name}".encode() not in (folder / "environ").read_bytes().split(b"\0")

@@ -56,9 +56,7 @@ def name() -> Iterator[str]:
 def run(program: str, name: str, crash_at: str) -> int:
     """The exit status of a step of a lab's life in a process of its own."""
     env = {**os.environ, CRASH_AT: crash_at, "KPROXY_TEST": name}
-    env["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), *filter(None, sys.path)]
-    )
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", program, name],
         env=env,
@@ -80,9 +78,7 @@ def fill(name: str) -> bool:
             pod("job", command=["sleep", "1000"]),
             pod("on-node", hostNetwork=True),
         )
-        until(
-            lambda: sum(map(is_ready, client.list(POD).items)) == PODS, "pods ready", 5
-        )
+        until(lambda: sum(map(is_ready, client.list(POD).items)) == PODS, "pods ready", 5)
         client.delete(POD, "web", "default")
         client.delete(POD, "job", "default", grace_seconds=0)
         client.delete(POD, "on-node", "default")
@@ -114,9 +110,7 @@ def test_nothing_is_left_after_a_crash_at_any_step_of_up_and_apply(name: str) ->
     for role, steps in (("lab", command), ("control-plane", control_plane)):
         for number, what in enumerate(steps, start=1):
             survived = run(UP, name, f"{role}:{number}") == 0 and fill(name)
-            assert not survived or role == "lab", (
-                f"step {number} of {role} ({what}) was not reached"
-            )
+            assert not survived or role == "lab", f"step {number} of {role} ({what}) was not reached"
             lab.down(name)
             assert_nothing_is_left(name)
 
@@ -166,9 +160,7 @@ def test_down_may_be_killed_at_any_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["control-plane", "fork-server", "proxy", "pod"])
-def test_nothing_is_left_when_one_of_its_processes_was_killed(
-    name: str, role: str
-) -> None:
+def test_nothing_is_left_when_one_of_its_processes_was_killed(name: str, role: str) -> None:
     assert run(UP, name, "none:0") == 0
     client = Client(Layout(name).api_url)
     apply(client, pod("web"), pod("job", command=["sleep", "1000"]))

@@ -144,7 +144,12 @@ def test_a_datagram_is_answered_from_the_address_that_was_dialled(
         sock.connect((address, 53))  # takes datagrams from there alone
         sock.send(b"json")
         seen = json.loads(sock.recv(65536))
-        assert (seen["address"], seen["port"], seen["protocol"], seen["ttl"]) == (address, 53, "UDP", 64)
+        assert (seen["address"], seen["port"], seen["protocol"], seen["ttl"]) == (
+            address,
+            53,
+            "UDP",
+            64,
+        )
         assert seen["clientPort"] == sock.getsockname()[1]
         sock.send(b"hostname\n")
         assert sock.recv(65536) == b"web-1\n"
@@ -155,7 +160,10 @@ def test_a_datagram_is_answered_from_the_address_that_was_dialled(
 def test_ports_change_while_it_runs(pod: Namespace, echo: tuple[int, socket.socket]) -> None:
     listen(echo[1], ("TCP", 80), ("TCP", 81))
     with http_to(pod, "127.0.0.1", 80) as open_connection:
-        assert listen(echo[1], ("TCP", 82)) == {"listening": [["TCP", 82]], "failed": []}
+        assert listen(echo[1], ("TCP", 82)) == {
+            "listening": [["TCP", 82]],
+            "failed": [],
+        }
         assert get(open_connection, "/hostname") == "web-1\n"
     assert hostname_from(pod, "127.0.0.1", 82) == "web-1\n"
     with pytest.raises(ConnectionRefusedError):
@@ -167,7 +175,10 @@ def test_a_port_that_is_taken_is_named(pod: Namespace, echo: tuple[int, socket.s
         taken.bind(("0.0.0.0", 80))
         taken.listen()
         answer = listen(echo[1], ("TCP", 80), ("TCP", 81))
-    assert answer == {"listening": [["TCP", 81]], "failed": [["TCP", 80, "Address already in use"]]}
+    assert answer == {
+        "listening": [["TCP", 81]],
+        "failed": [["TCP", 80, "Address already in use"]],
+    }
 
 
 def test_text_that_is_no_http_gets_the_words_alone(pod: Namespace, echo: tuple[int, socket.socket]) -> None:
@@ -189,7 +200,9 @@ def test_a_head_without_end_is_cut_off(pod: Namespace, echo: tuple[int, socket.s
         assert last.endswith(b"ttl: 64\n")
 
 
-def test_it_has_no_capability_no_file_and_no_other_process_to_see(echo: tuple[int, socket.socket]) -> None:
+def test_it_has_no_capability_no_file_and_no_other_process_to_see(
+    echo: tuple[int, socket.socket],
+) -> None:
     pid, _ = echo
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line

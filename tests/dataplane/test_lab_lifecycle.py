@@ -56,8 +56,7 @@ def wait_for_endpoints(client: Client, count: int) -> None:
             endpoint
             for item in slices
             for endpoint in item.get("endpoints") or ()
-            if endpoint["conditions"]["ready"]
-            and item["metadata"]["labels"].get("kubernetes.io/service-name") == "web"
+            if endpoint["conditions"]["ready"] and item["metadata"]["labels"].get("kubernetes.io/service-name") == "web"
         ]
         return len(ready) == count
 
@@ -81,9 +80,7 @@ def test_twelve_pods_answer_through_their_service_in_a_few_seconds(
         address = wait_until_answering((layout, client), 12)
         answers = {node: get(layout, node, address, 80) for node in NODES}
         took = time.monotonic() - began
-        assert all(
-            answer["address"] in addresses.values() for answer in answers.values()
-        )
+        assert all(answer["address"] in addresses.values() for answer in answers.values())
         inside = get(layout, "default.web-0", address, 80)
         assert inside["client"] in (addresses["web-0"], "10.244.1.1")
         # About 3 s on two idle cores; others may be at work here.
@@ -96,9 +93,7 @@ def test_the_host_is_the_same_before_during_and_after(lab_name: str) -> None:
         pass  # what the kernel loads by itself at the first lab is there from now on
     before = host_state()
     with running(lab_name) as (layout, client):
-        apply(
-            client, service("web"), pod("web-1"), pod("job", command=["sleep", "100"])
-        )
+        apply(client, service("web"), pod("web-1"), pod("job", command=["sleep", "100"]))
         ready_pods(client, 2)
         assert (
             get(
@@ -114,9 +109,7 @@ def test_the_host_is_the_same_before_during_and_after(lab_name: str) -> None:
     assert host_state() == before
 
 
-def test_up_twice_says_so_and_another_configuration_is_refused(
-    up: tuple[Layout, Client], lab_name: str
-) -> None:
+def test_up_twice_says_so_and_another_configuration_is_refused(up: tuple[Layout, Client], lab_name: str) -> None:
     assert lab.up(config(lab_name)).was_up
     with pytest.raises(UserError, match="another configuration"):
         lab.up(config(lab_name, nodes=1))
@@ -165,9 +158,7 @@ def test_a_pod_that_is_deleted_takes_its_address_along(
     assert address not in ready_pods(client, 1).values()
 
 
-def test_everything_goes_on_when_the_control_plane_is_killed(
-    up: tuple[Layout, Client], lab_name: str
-) -> None:
+def test_everything_goes_on_when_the_control_plane_is_killed(up: tuple[Layout, Client], lab_name: str) -> None:
     layout, client = up
     apply(
         client,
@@ -177,17 +168,13 @@ def test_everything_goes_on_when_the_control_plane_is_killed(
     )
     addresses = ready_pods(client, 2)
     address = wait_until_answering(up, 1)
-    before = {
-        (entry.role, entry.where): entry.pid for entry in lab.status(lab_name).processes
-    }
+    before = {(entry.role, entry.where): entry.pid for entry in lab.status(lab_name).processes}
     os.kill(before["control-plane", "host"], signal.SIGKILL)
     assert get(layout, "node3", address, 80, "/hostname") == "web-1\n"
     until(lambda: not layout.api_socket.exists() or not _answers(lab_name), "API gone")
     assert not lab.up(config(lab_name)).was_up
     assert ready_pods(client, 2) == addresses
-    after = {
-        (entry.role, entry.where): entry.pid for entry in lab.status(lab_name).processes
-    }
+    after = {(entry.role, entry.where): entry.pid for entry in lab.status(lab_name).processes}
     replaced = {place for place, pid in before.items() if after[place] != pid}
     assert replaced == {("control-plane", "host"), ("fork-server", "host")}
     apply(client, pod("web-2"))
@@ -204,9 +191,7 @@ def _answers(name: str) -> bool:
 
 
 @pytest.mark.parametrize("role", ["proxy", "fork-server", "pod"])
-def test_what_is_killed_is_started_again(
-    up: tuple[Layout, Client], lab_name: str, role: str
-) -> None:
+def test_what_is_killed_is_started_again(up: tuple[Layout, Client], lab_name: str, role: str) -> None:
     layout, client = up
     apply(client, service("web"), pod("web-1"))
     ready_pods(client, 1)
@@ -219,9 +204,7 @@ def test_what_is_killed_is_started_again(
     until(lambda: len(ready_pods(client, 2)) == 2, "both pods ready again")
 
     def pids() -> set[int]:
-        return {
-            entry.pid for entry in lab.status(lab_name).processes if entry.role == role
-        }
+        return {entry.pid for entry in lab.status(lab_name).processes if entry.role == role}
 
     until(
         lambda: len(pids() - {entry.pid for entry in victims}) >= len(victims),
@@ -232,9 +215,7 @@ def test_what_is_killed_is_started_again(
         assert get(layout, node, address, 80)["pod"] in ("web-1", "web-2")
 
 
-def test_resync_mends_what_somebody_has_broken(
-    up: tuple[Layout, Client], lab_name: str
-) -> None:
+def test_resync_mends_what_somebody_has_broken(up: tuple[Layout, Client], lab_name: str) -> None:
     layout, client = up
     apply(client, service("web"), pod("web-1"))
     address = wait_until_answering(up, 1)

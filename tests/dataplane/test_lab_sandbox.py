@@ -46,10 +46,7 @@ def said(up: tuple[Layout, Client], name: str, script: str, **spec: object) -> s
 
 
 def test_a_command_runs_and_is_heard(up: tuple[Layout, Client]) -> None:
-    assert (
-        said(up, "control", "echo $HOSTNAME; hostname; id -u; cat /etc/hostname")
-        == "control\ncontrol\n0\ncontrol\n"
-    )
+    assert said(up, "control", "echo $HOSTNAME; hostname; id -u; cat /etc/hostname") == "control\ncontrol\n0\ncontrol\n"
 
 
 def test_it_finds_no_secrets_of_the_host(up: tuple[Layout, Client]) -> None:
@@ -61,9 +58,7 @@ def test_it_finds_no_secrets_of_the_host(up: tuple[Layout, Client]) -> None:
     lines = text.splitlines()
     assert len(lines) == 7
     for line in lines:
-        assert (
-            line.endswith("No such file or directory") or line == "/var:" or not line
-        ), text
+        assert line.endswith("No such file or directory") or line == "/var:" or not line, text
 
 
 WRITES = [
@@ -83,9 +78,7 @@ WRITES = [
 @pytest.mark.parametrize("attempt", WRITES)
 def test_it_can_write_nothing_of_ours(up: tuple[Layout, Client], attempt: str) -> None:
     name = f"write-{WRITES.index(attempt)}"
-    text = said(
-        up, name, f"echo works > /tmp/ok && cat /tmp/ok; {attempt} && echo allowed"
-    )
+    text = said(up, name, f"echo works > /tmp/ok && cat /tmp/ok; {attempt} && echo allowed")
     assert "works" in text
     assert "allowed" not in text
 
@@ -108,9 +101,7 @@ NETWORK = [
 
 @pytest.mark.parametrize("is_on_node", [False, True], ids=["pod", "hostNetwork"])
 @pytest.mark.parametrize("attempt", NETWORK)
-def test_it_can_change_no_rule_and_no_namespace(
-    up: tuple[Layout, Client], attempt: str, is_on_node: bool
-) -> None:
+def test_it_can_change_no_rule_and_no_namespace(up: tuple[Layout, Client], attempt: str, is_on_node: bool) -> None:
     layout, _ = up
     name = f"net-{NETWORK.index(attempt)}{'-node' if is_on_node else ''}"
     script = f"echo works; {attempt.replace('LAB', layout.lab)} && echo allowed"
@@ -154,10 +145,7 @@ def test_exec_is_as_confined(up: tuple[Layout, Client]) -> None:
     # The control: on the node it is root, with the lab's iptables first.
     done = executed("node1", "iptables-save", "-t", "nat")
     assert ":KUBE-SERVICES" in done.stdout
-    assert (
-        executed("node1", "sh", "-c", "echo $XTABLES_LOCKFILE").stdout
-        == f"{layout.xtables_lock('node1')}\n"
-    )
+    assert executed("node1", "sh", "-c", "echo $XTABLES_LOCKFILE").stdout == f"{layout.xtables_lock('node1')}\n"
 
 
 def test_a_pod_on_the_hosts_network_has_the_nodes_address_and_low_ports(
@@ -166,28 +154,19 @@ def test_a_pod_on_the_hosts_network_has_the_nodes_address_and_low_ports(
     layout, client = up
     apply(client, pod("on-node", ports=(80,), hostNetwork=True))
     until(
-        lambda: (
-            "on-node"
-            in [entry.name for entry in lab.status(layout.lab).pods if entry.ready]
-        ),
+        lambda: "on-node" in [entry.name for entry in lab.status(layout.lab).pods if entry.ready],
         "pod on node",
     )
-    found = next(
-        entry for entry in lab.status(layout.lab).pods if entry.name == "on-node"
-    )
+    found = next(entry for entry in lab.status(layout.lab).pods if entry.name == "on-node")
     assert (found.namespace, found.host_network) == (layout.netns("node1"), True)
     assert client.get(POD, "on-node", "default")["status"]["podIP"] == "192.168.1.2"
     assert get(layout, "client", "192.168.1.2", 80, "/hostname") == "on-node\n"
-    proxy = [
-        entry.pid for entry in lab.status(layout.lab).processes if entry.role == "proxy"
-    ]
+    proxy = [entry.pid for entry in lab.status(layout.lab).processes if entry.role == "proxy"]
     client.delete(POD, "on-node", "default")
     until(
         lambda: "on-node" not in [entry.name for entry in lab.status(layout.lab).pods],
         "pod gone",
     )
-    assert proxy == [
-        entry.pid for entry in lab.status(layout.lab).processes if entry.role == "proxy"
-    ]
+    assert proxy == [entry.pid for entry in lab.status(layout.lab).processes if entry.role == "proxy"]
     with pytest.raises(ConnectionRefusedError):
         get(layout, "client", "192.168.1.2", 80)

@@ -16,7 +16,7 @@ from kproxy.api import manifest
 from kproxy.cli import tables
 from kproxy.cli.connection import lab_option, need_root, the_lab
 from kproxy.cli.documents import read_paths
-from kproxy.cluster import clusterfile
+from kproxy.cluster import clusterfile, host_check, host_probes
 from kproxy.cluster import lab as labs
 from kproxy.cluster.clusterfile import Overrides
 from kproxy.cluster.layout import check_lab_name, current_lab
@@ -63,6 +63,8 @@ def up(lab: str | None, path: str | None, timings: bool, **options: Any) -> None
     if result.was_up:
         click.echo(f'lab "{config.name}" is up already')
         return
+    for limit in result.limits:
+        click.echo(f"note: {limit}", err=True)
     click.echo(f'lab "{config.name}" is up: {_summary(result.status)} ({time.monotonic() - began:.1f} s)')
     if timings:
         rows = [("Python's start-up", started), *result.timings]
@@ -88,6 +90,22 @@ def down(lab: str | None) -> None:
 
 @lab.command
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def check(output: str) -> None:
+    """Say what this host lacks for a lab, what will not work without it, and how to get it.
+
+    Everything is tried out, in a network namespace that nobody else sees. The exit status is 0 if a lab comes up here.
+    """
+    report = host_check.judge(host_probes.look(), host_check.Needs())
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        click.echo("\n".join(_verdicts(report)))
+    if not report.ok:
+        sys.exit(1)
+
+
+@lab.command
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @lab_option
 def status(lab: str | None, output: str) -> None:
     """Show nodes, clients, pods and processes of a lab, with their namespaces and addresses."""
@@ -104,6 +122,17 @@ def resync(lab: str | None) -> None:
     """Make every node's proxy write all of its rules anew."""
     labs.resync(the_lab(lab).lab)
     click.echo("every proxy has written its rules anew")
+
+
+def _verdicts(report: host_check.Report) -> list[str]:
+    """A table of everything, and what follows from what is not ok."""
+    rows = [[one.what, one.state, one.detail or tables.NONE] for one in report.conditions]
+    lines = tables.layout([["CHECK", "STATE", "FOUND"], *rows])
+    for one in report.conditions:
+        if one.effect:
+            lines += ["", f"{one.what} ({one.state}): {one.effect}"]
+            lines += [f"  to get it: {one.remedy}"] if one.remedy else []
+    return [*lines, "", "A lab comes up here." if report.ok else "No lab comes up here."]
 
 
 def _cluster_documents(path: str | None) -> Sequence[manifest.Document]:

@@ -55,18 +55,17 @@ def verify(services: tuple[str, ...], namespace: str | None, output: str, no_why
 
 
 def choose(existing: Sequence[Service], named: Sequence[str], namespace: str | None) -> list[Service]:
-    """The Services that are meant; ``default/kubernetes`` only if it is named.
+    """The Services that are meant; ``default/kubernetes`` only if it is named, or in a lab that has no other.
 
     Raises:
         UserError: one that is named does not exist.
     """
     by_name = {(service.metadata.namespace, service.metadata.name): service for service in existing}
     if not named:
+        found = [service for key, service in by_name.items() if namespace in (None, key[0])]
         return [
-            service
-            for key, service in by_name.items()
-            if key != OWN_SERVICE and namespace in (None, service.metadata.namespace)
-        ]
+            service for service in found if (service.metadata.namespace, service.metadata.name) != OWN_SERVICE
+        ] or found
     chosen: dict[tuple[str, str], Service] = {}
     for word in named:
         first, slash, second = word.removeprefix("service/").removeprefix("svc/").partition("/")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 ROLE: Final = "control-plane"
 PATIENCE: Final = 30.0
-"""Seconds that the nodes' proxies get to program their kernels for the first time."""
+"""Seconds that the nodes' proxies get to program their kernels for the first time, and the agent to find its pods."""
 
 
 class Report:
@@ -128,8 +128,10 @@ class ControlPlane:
         self._network_is_up.wait()
         if self._failure is not None:
             raise self._failure
-        self._start_agent(client)
+        agent = self._start_agent(client)
         self._wait_for_proxies()
+        if not agent.wait_until_settled(PATIENCE):
+            _LOG.warning("not all pods of before have been taken over yet")
         self._report.ready()
         self._stop.wait()
         controllers.stop()
@@ -206,12 +208,13 @@ class ControlPlane:
             image_patterns=tuple(entry.match for entry in self._config.images),
         )
 
-    def _start_agent(self, client: Client) -> None:
+    def _start_agent(self, client: Client) -> NodeAgent:
         from kproxy.cluster.controllers.node_agent import NodeAgent
 
         agent = NodeAgent(client, self._config, self._layout, self._journal, self._fork_server)
         self._agent = agent
         self._in_thread("node-agent", lambda: agent.run(self._stop))
+        return agent
 
     def _wait_for_proxies(self) -> None:
         if self._proxies is None:

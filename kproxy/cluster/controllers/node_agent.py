@@ -126,6 +126,7 @@ class NodeAgent:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._has_services = False
         self._has_pods = False
+        self._settled = threading.Event()
         self._view: tuple[tuple[PodStatus, ...], tuple[ProcessStatus, ...]] = ((), ())
 
     def pods(self) -> tuple[PodStatus, ...]:
@@ -135,6 +136,13 @@ class NodeAgent:
     def processes(self) -> tuple[ProcessStatus, ...]:
         """The processes of all pods."""
         return self._view[1]
+
+    def wait_until_settled(self, seconds: float) -> bool:
+        """Waits until all pods that were there at the start have been looked at; false if that takes longer.
+
+        What a control plane before this one has left running has then been taken over.
+        """
+        return self._settled.wait(seconds)
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; pods live on."""
@@ -178,6 +186,13 @@ class NodeAgent:
             self._start_pending()
         self._tell()
         self._view = (tuple(self._pod_statuses()), tuple(self._process_statuses()))
+        if self._has_pods and self._has_services and not self._settled.is_set() and not self._is_waited_for():
+            self._settled.set()
+
+    def _is_waited_for(self) -> bool:
+        """Whether an echo server has still to say who it is."""
+        units = (unit for run in self._runs.values() for unit in run.units.values())
+        return any(unit.control is not None and unit.process is None for unit in units)
 
     # ----- what the API says
 

@@ -1,7 +1,8 @@
 """What the API adds to a Service before it is stored: families, cluster addresses, node ports.
 
-Law: the object that comes in is never altered; what is taken comes from ``Claims`` and nowhere else. The order of
-steps is Kubernetes' (pkg/registry/core/service/storage/{storage,alloc}.go and strategy.go).
+Law: the object that comes in is never altered; what is free is asked of ``Claims``, which changes only when the whole
+object is accepted. The order of steps is Kubernetes' (pkg/registry/core/service: storage/storage.go, storage/alloc.go,
+strategy.go).
 """
 
 from __future__ import annotations
@@ -9,18 +10,14 @@ from __future__ import annotations
 import copy
 import ipaddress
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kproxy.api.field_errors import (
-    DUPLICATE,
-    INTERNAL,
-    FieldError,
-    invalid,
-    not_supported,
-)
+from kproxy.api.defaults import is_externally_accessible
+from kproxy.api.field_errors import INTERNAL, FieldError, invalid
 from kproxy.api.types import Object
+from kproxy.api.validation.services import check_cluster_ips
 from kproxy.cluster.allocation import (
     Network,
     Range,
@@ -32,10 +29,10 @@ from kproxy.cluster.allocation import (
     port_range,
 )
 
-FAMILIES = ("IPv4", "IPv6")
-_DUAL_STACK_POLICIES = ("PreferDualStack", "RequireDualStack")
+_OTHER_FAMILY = {"IPv4": "IPv6", "IPv6": "IPv4"}
 _OUT_OF_RANGE = "the provided network does not match the current range"
 _TAKEN = "provided IP is already allocated"
+_PORT_TAKEN = "provided port is already allocated"
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class ServiceAdmission:
 
     Attributes:
         settings: the cluster's.
-        claims: what is taken; ``admit`` adds to it.
+        claims: what is taken; the accepted object is to be held there.
         networks: the service CIDRs as they are now.
         source: where chances come from; a test gives its own.
     """
@@ -147,10 +144,15 @@ class ServiceAdmission:
     networks: Sequence[Network]
     source: random.Random = field(default_factory=random.SystemRandom)
 
-    def admit(self, service: Object, old: Object | None) -> tuple[Object, list[FieldError]]:
-        """The Service as it will be stored, and what is wrong with it.
+    def admit(
+        self, service: Object, old: Object | None, *, is_thorough: bool = False
+    ) -> tuple[Object, list[FieldError]]:
+        """The Service as it will be stored, and what could not be allocated; it holds nothing of it yet.
 
-        Without errors it holds what it was given in ``claims``; with errors its claims are as before.
+        Args:
+            service: defaulted.
+            old: the stored one that it replaces.
+            is_thorough: go on after a refusal and name all of them, where Kubernetes stops at the first.
         """
         admitted = copy.deepcopy(service)
         spec = admitted["spec"]
@@ -159,115 +161,97 @@ class ServiceAdmission:
         errors = self._set_families(spec, old_spec)
         owner = owner_name(admitted)
         if not errors:
-            errors += self._set_addresses(spec, owner)
-            errors += self._set_node_ports(spec, old_spec, owner)
-            errors += self._set_health_check_port(spec, owner)
+            for errors_of_step in self._allocate(spec, old_spec, owner):
+                errors += errors_of_step
+                if errors and not is_thorough:
+                    errors = errors[:1]
+                    break
         if old_spec is not None:
             _wipe(admitted, old_spec)
-        if not errors:
-            self.claims.hold(admitted)
         return admitted, errors
+
+    def _allocate(self, spec: Object, old: Object | None, owner: str) -> Iterator[list[FieldError]]:
+        yield self._set_addresses(spec, old, owner)
+        yield self._set_node_ports(spec, old)
+        yield self._set_health_check_port(spec, old)
 
     # ----- families
 
     def _set_families(self, spec: Object, old: Object | None) -> list[FieldError]:
-        if spec.get("type") == "ExternalName":
+        """Kubernetes: alloc.go, initIPFamilyFields."""
+        if spec.get("type") == "ExternalName" or (old is not None and _keeps_its_families(spec, old)):
             return []
-        _trim_to_single_stack(spec, old)
-        if errors := self._family_errors(spec):
+        is_lenient = _is_headless(spec) and not spec.get("selector")
+        if spec.get("ipFamilyPolicy") is None:
+            inherited = None if old is None else old.get("ipFamilyPolicy")
+            spec["ipFamilyPolicy"] = inherited or ("RequireDualStack" if is_lenient else "SingleStack")
+        if errors := list(check_cluster_ips(spec)):
             return errors
-        if _is_headless(spec) and not spec.get("selector"):
-            self._set_families_of_selectorless(spec)
-            return []
-        if errors := self._policy_errors(spec, old):
+        errors = [] if old is None else _release(spec, old)
+        if errors := errors + _single_stack_errors(spec) + self._infer_families(spec):
             return errors
-        policy = spec.setdefault("ipFamilyPolicy", "SingleStack")
-        families = self._known_families(spec)
-        if policy != "SingleStack" and not _keeps_single_address(spec, old):
-            families += [family for family in self.settings.ip_families if family not in families]
+        if not is_lenient and (errors := self._configuration_errors(spec)):
+            return errors
+        families = spec.get("ipFamilies") or list(self.settings.ip_families[:1])
+        # Headless without selector may have both families on any cluster: its endpoints are somebody else's business.
+        has_both = self.settings.is_dual_stack or is_lenient
+        if spec["ipFamilyPolicy"] != "SingleStack" and len(families) == 1 and has_both:
+            families = [*families, _OTHER_FAMILY[families[0]]]
         spec["ipFamilies"] = families
         return []
 
-    def _known_families(self, spec: Object) -> list[str]:
-        """The families that the request names, by themselves or by its addresses, in order; else the primary one."""
-        inferred = [family_of(ipaddress.ip_address(text)) for text in _addresses(spec)]
-        return list(spec.get("ipFamilies") or inferred or self.settings.ip_families[:1])
-
-    def _family_errors(self, spec: Object) -> list[FieldError]:
+    def _infer_families(self, spec: Object) -> list[FieldError]:
+        """Adds the families of addresses that come without one."""
+        families = list(spec.get("ipFamilies") or ())
         errors = []
-        families = spec.get("ipFamilies") or []
-        lenient = _is_headless(spec) and not spec.get("selector")
-        for index, family in enumerate(families):
-            path = f"spec.ipFamilies[{index}]"
-            if family not in FAMILIES:
-                errors.append(not_supported(path, family, FAMILIES))
-            elif family in families[:index]:
-                errors.append(FieldError(path, DUPLICATE, family))
-            elif family not in self.settings.ip_families and not lenient:
-                errors.append(invalid(path, family, "not configured on this cluster"))
         for index, text in enumerate(_addresses(spec)):
-            errors += self._address_family_errors(index, text, families)
+            family = family_of(ipaddress.ip_address(text))
+            if index < len(families):
+                continue
+            if family in self.settings.ip_families:
+                families.append(family)
+            else:
+                detail = f"{family} is not configured on this cluster"
+                errors.append(invalid(f"spec.clusterIPs[{index}]", spec["clusterIPs"], detail))
+        if families:
+            spec["ipFamilies"] = families
         return errors
 
-    def _address_family_errors(self, index: int, text: str, families: Sequence[str]) -> list[FieldError]:
-        path = f"spec.clusterIPs[{index}]"
-        address = _parse(text)
-        if address is None:
-            detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
-            return [invalid(path, text, detail)]
-        family = family_of(address)
-        if index < len(families) and families[index] != family:
-            detail = f"expected an {families[index]} value as indicated by `ipFamilies[{index}]`"
-            return [invalid(path, text, detail)]
-        if family not in self.settings.ip_families:
-            return [invalid(path, text, f"{family} is not configured on this cluster")]
-        return []
-
-    def _set_families_of_selectorless(self, spec: Object) -> None:
-        # Headless without selector may have both families on any cluster: its endpoints are somebody else's business.
-        families = list(spec.get("ipFamilies") or self.settings.ip_families[:1])
-        if spec.get("ipFamilyPolicy") != "SingleStack":
-            families += [family for family in FAMILIES if family not in families]
-        spec["ipFamilies"] = families
-        spec.setdefault("ipFamilyPolicy", "RequireDualStack" if len(families) > 1 else "SingleStack")
-
-    def _policy_errors(self, spec: Object, old: Object | None) -> list[FieldError]:
-        path = "spec.ipFamilyPolicy"
-        policy = spec.get("ipFamilyPolicy")
-        given = spec.get("ipFamilies") or ()
-        addresses = _addresses(spec)
+    def _configuration_errors(self, spec: Object) -> list[FieldError]:
+        errors = []
+        policy = spec["ipFamilyPolicy"]
         if policy == "RequireDualStack" and not self.settings.is_dual_stack:
-            return [invalid(path, policy, "this cluster is not configured for dual-stack services")]
-        if policy not in _DUAL_STACK_POLICIES:
-            for values, what in ((addresses, "cluster IPs"), (given, "IP families")):
-                if len(values) > 1:
-                    detail = f"must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified"
-                    return [invalid(path, policy, detail)]
-            return []
-        if old is None or spec.get("ipFamilyPolicy") != old.get("ipFamilyPolicy"):
-            return []
-        for name, values, what in (("clusterIPs", addresses, "cluster IP"), ("ipFamilies", given, "IP family")):
-            if len(old.get(name) or ()) == 2 and len(values) == 1:
-                return [invalid(path, policy, f"must be 'SingleStack' to release the secondary {what}")]
-        return []
+            detail = "this cluster is not configured for dual-stack services"
+            errors.append(invalid("spec.ipFamilyPolicy", policy, detail))
+        return errors + [
+            invalid(f"spec.ipFamilies[{index}]", family, "not configured on this cluster")
+            for index, family in enumerate(spec.get("ipFamilies") or ())
+            if family not in self.settings.ip_families
+        ]
 
     # ----- addresses
 
-    def _set_addresses(self, spec: Object, owner: str) -> list[FieldError]:
+    def _set_addresses(self, spec: Object, old: Object | None, owner: str) -> list[FieldError]:
+        """Fills in the addresses that are missing; those that may not change are left to validation."""
         if spec.get("type") == "ExternalName" or _is_headless(spec):
             return []
         given = list(spec.get("clusterIPs") or ())
-        addresses = []
-        for index, family in enumerate(spec["ipFamilies"]):
+        wanted = range(len(spec["ipFamilies"]))
+        if old is not None and _needs_cluster_ip(old):
+            is_upgrade = not _is_headless(old) and len(old.get("ipFamilies") or ()) == 1
+            wanted = wanted[1:] if is_upgrade else wanted[:0]
+        for index in wanted:
+            given += [""] * (index + 1 - len(given))
             try:
-                text = given[index] if index < len(given) else self._pick_address(family)
+                text = given[index] or self._pick_address(spec["ipFamilies"][index])
             except RangeFull as error:
                 return [FieldError("spec.clusterIPs", INTERNAL, None, f"failed to allocate a serviceIP: {error}")]
             if reason := self._refusal(text, owner):
                 return [invalid("spec.clusterIPs", given, f"failed to allocate IP {text}: {reason}")]
-            addresses.append(text)
-        spec["clusterIPs"] = addresses
-        spec["clusterIP"] = addresses[0]
+            given[index] = text
+        if given:
+            spec["clusterIPs"] = given
+            spec.setdefault("clusterIP", given[0])
         return []
 
     def _refusal(self, text: str, owner: str) -> str:
@@ -299,39 +283,41 @@ class ServiceAdmission:
     def _ports(self) -> Range:
         return port_range(*self.settings.node_port_range)
 
-    def _set_node_ports(self, spec: Object, old: Object | None, owner: str) -> list[FieldError]:
+    def _set_node_ports(self, spec: Object, old: Object | None) -> list[FieldError]:
         if spec.get("type") not in ("NodePort", "LoadBalancer"):
             return []
-        ports = spec.get("ports") or []
-        errors = [
-            invalid(f"spec.ports[{index}].nodePort", port["nodePort"], reason)
-            for index, port in enumerate(ports)
-            if port.get("nodePort") and (reason := self._port_refusal(port["nodePort"], owner))
-        ]
-        if errors or not needs_node_port(spec):
-            return errors
-        chosen = {port["nodePort"] for port in ports if port.get("nodePort")}
-        shared: dict[int, list[Object]] = {}
-        for index, port in enumerate(ports):
-            if not port.get("nodePort"):
-                number = _shared_node_port(port, shared) if old is None else 0
+        chosen = {port["nodePort"] for port in spec.get("ports") or () if port.get("nodePort")}
+        before = {port.get("nodePort", 0) for port in (old or {}).get("ports") or ()}
+        by_number: dict[int, int] = {}
+        errors = []
+        for index, port in enumerate(spec.get("ports") or ()):
+            path = f"spec.ports[{index}].nodePort"
+            shared = _requested(port, spec["ports"], by_number) if old is None else 0
+            wanted = port.get("nodePort") or (shared if needs_node_port(spec) else 0)
+            if wanted:
+                is_new = wanted not in before and wanted not in by_number.values()
+                if is_new and (reason := self._port_refusal(wanted)):
+                    errors.append(invalid(path, wanted, reason))
+            elif needs_node_port(spec):
                 try:
-                    port["nodePort"] = number or self._pick_port(chosen)
+                    wanted = self._pick_port(chosen)
                 except RangeFull as error:
-                    detail = f"failed to allocate a nodePort: {error}"
-                    return [FieldError(f"spec.ports[{index}].nodePort", INTERNAL, None, detail)]
-                chosen.add(port["nodePort"])
-            shared.setdefault(port.get("port", 0), []).append(port)
-        return []
+                    return [FieldError(path, INTERNAL, None, f"failed to allocate a nodePort: {error}")]
+            if wanted:
+                port["nodePort"] = wanted
+                chosen.add(wanted)
+                by_number.setdefault(port.get("port", 0), wanted)
+        return errors
 
-    def _set_health_check_port(self, spec: Object, owner: str) -> list[FieldError]:
-        if not needs_health_check_port(spec):
+    def _set_health_check_port(self, spec: Object, old: Object | None) -> list[FieldError]:
+        """A port of its own when it begins to be needed; while it is needed it stays, which validation sees to."""
+        if not needs_health_check_port(spec) or (old is not None and needs_health_check_port(old)):
             return []
         path = "spec.healthCheckNodePort"
         own = {port.get("nodePort") for port in spec.get("ports") or ()}
         port = spec.get("healthCheckNodePort", 0)
         if port:
-            reason = self._port_refusal(port, owner)
+            reason = _PORT_TAKEN if port in own else self._port_refusal(port)
             detail = f"failed to allocate requested HealthCheck NodePort {port}: {reason}"
             return [FieldError(path, INTERNAL, None, detail)] if reason else []
         try:
@@ -340,17 +326,23 @@ class ServiceAdmission:
             return [FieldError(path, INTERNAL, None, f"failed to allocate a HealthCheck NodePort: {error}")]
         return []
 
-    def _port_refusal(self, port: int, owner: str) -> str:
+    def _port_refusal(self, port: int) -> str:
         if port not in self._ports():
             low, high = self.settings.node_port_range
             return f"provided port is not in the valid range. The range of valid ports is {low}-{high}"
-        return "provided port is already allocated" if self.claims.owner_of_port(port) not in (None, owner) else ""
+        return _PORT_TAKEN if self.claims.owner_of_port(port) is not None else ""
 
     def _pick_port(self, chosen: Iterable[int | None]) -> int:
         own = frozenset(chosen)
         return self._ports().pick(
             lambda port: port in own or self.claims.owner_of_port(port) is not None, self.source.randrange
         )
+
+
+def hide(service: Object) -> None:
+    """Drops what the API does not show of a valid Service: an ExternalName has no internal traffic."""
+    if service["spec"].get("type") == "ExternalName":
+        _drop(service["spec"], "internalTrafficPolicy")
 
 
 def owner_name(service: Object) -> str:
@@ -381,10 +373,8 @@ def needs_health_check_port(spec: Object) -> bool:
     return spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"
 
 
-def is_externally_accessible(spec: Object) -> bool:
-    """Kubernetes: pkg/api/v1/service, ExternallyAccessible."""
-    has_external = bool(spec.get("externalIPs"))
-    return spec.get("type") in ("LoadBalancer", "NodePort") or (spec.get("type") == "ClusterIP" and has_external)
+def _has_node_ports(spec: Object) -> bool:
+    return spec.get("type") in ("NodePort", "LoadBalancer")
 
 
 def _needs_cluster_ip(spec: Object) -> bool:
@@ -399,30 +389,23 @@ def _addresses(spec: Object) -> list[str]:
     return [text for text in spec.get("clusterIPs") or () if text != "None"]
 
 
-def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
-
-
 def _carry_over(spec: Object, old: Object | None) -> None:
     """Fills in what a client may leave out: what was allocated before (storage.go, patchAllocatedValues)."""
     if old is not None and _needs_cluster_ip(spec) and _needs_cluster_ip(old):
-        if not spec.get("clusterIP") and not spec.get("clusterIPs"):
-            _copy(spec, old, "clusterIP")
-        if not spec.get("clusterIPs") and spec.get("clusterIP") == old.get("clusterIP"):
-            _copy(spec, old, "clusterIPs")
-        if spec.get("ipFamilyPolicy") is None:
-            _copy(spec, old, "ipFamilyPolicy")
-        if not spec.get("ipFamilies") and spec.get("clusterIPs") == old.get("clusterIPs"):
-            _copy(spec, old, "ipFamilies")
-    if old is not None and needs_node_port(spec) and needs_node_port(old):
-        _carry_over_node_ports(spec, old)
-    if old is not None and needs_health_check_port(spec) and needs_health_check_port(old):
-        spec.setdefault("healthCheckNodePort", old.get("healthCheckNodePort", 0))
-    if spec.get("clusterIP") and not spec.get("clusterIPs"):
+        for name in ("clusterIP", "clusterIPs"):
+            if not spec.get(name):
+                _copy(spec, old, name)
+        if spec.get("clusterIP") != old.get("clusterIP") and spec.get("clusterIPs") == old.get("clusterIPs"):
+            # Only the singular was changed: the plural is meant to follow (normalizeClusterIPs).
+            spec["clusterIPs"] = [spec["clusterIP"]]
+    elif spec.get("clusterIP") and not spec.get("clusterIPs"):
         spec["clusterIPs"] = [spec["clusterIP"]]
+    if old is None:
+        return
+    if _has_node_ports(spec) and _has_node_ports(old):
+        _carry_over_node_ports(spec, old)
+    if needs_health_check_port(spec) and needs_health_check_port(old) and not spec.get("healthCheckNodePort"):
+        _copy(spec, old, "healthCheckNodePort")
 
 
 def _carry_over_node_ports(spec: Object, old: Object) -> None:
@@ -440,30 +423,44 @@ def _copy(spec: Object, old: Object, name: str) -> None:
         spec[name] = copy.deepcopy(old[name])
 
 
-def _trim_to_single_stack(spec: Object, old: Object | None) -> None:
-    """Drops the second family when only the policy became SingleStack (alloc.go, trimFieldsForDualStackDowngrade)."""
-    if old is None or spec.get("ipFamilyPolicy") != "SingleStack" or old.get("ipFamilyPolicy") == "SingleStack":
-        return
-    for name in ("clusterIPs", "ipFamilies"):
-        if spec.get(name) == old.get(name) and spec.get(name):
-            spec[name] = spec[name][:1]
-
-
-def _keeps_single_address(spec: Object, old: Object | None) -> bool:
+def _keeps_its_families(spec: Object, old: Object) -> bool:
     """Whether a PreferDualStack Service stays as it is: only an edit of its family fields adds a second address."""
-    if old is None or old.get("ipFamilyPolicy") != "PreferDualStack" or spec.get("ipFamilyPolicy") != "PreferDualStack":
-        return False
-    return all(spec.get(name) == old.get(name) for name in ("clusterIPs", "ipFamilies")) and bool(
-        spec.get("clusterIPs")
-    )
+    names = ("type", "ipFamilyPolicy", "clusterIP", "clusterIPs", "ipFamilies")
+    return spec.get("ipFamilyPolicy") == "PreferDualStack" and all(spec.get(name) == old.get(name) for name in names)
 
 
-def _shared_node_port(port: Object, shared: dict[int, list[Object]]) -> int:
-    """The node port of an earlier port of the same number and another protocol (53/TCP and 53/UDP), or 0."""
-    for earlier in shared.get(port.get("port", 0), ()):
-        if earlier.get("protocol", "TCP") != port.get("protocol", "TCP"):
-            return int(earlier["nodePort"])
-    return 0
+def _release(spec: Object, old: Object) -> list[FieldError]:
+    """Drops the second family when only the policy became SingleStack, and refuses to drop it without that."""
+    errors = []
+    for name, what in (("clusterIPs", "cluster IP"), ("ipFamilies", "IP family")):
+        values, before = spec.get(name) or [], old.get(name) or []
+        if spec["ipFamilyPolicy"] == "SingleStack":
+            if values and values == before:
+                spec[name] = values[:1]
+        elif 0 < len(values) < len(before):
+            detail = f"must be 'SingleStack' to release the secondary {what}"
+            errors.append(invalid("spec.ipFamilyPolicy", spec["ipFamilyPolicy"], detail))
+    return errors
+
+
+def _single_stack_errors(spec: Object) -> list[FieldError]:
+    policy = spec["ipFamilyPolicy"]
+    return [
+        invalid(
+            "spec.ipFamilyPolicy",
+            policy,
+            f"must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified",
+        )
+        for name, what in (("clusterIPs", "cluster IPs"), ("ipFamilies", "IP families"))
+        if policy == "SingleStack" and len(spec.get(name) or ()) > 1
+    ]
+
+
+def _requested(port: Object, ports: Sequence[Object], by_number: Mapping[int, int]) -> int:
+    """The node port that this port shares with another of its number (53/TCP and 53/UDP), or 0."""
+    number = port.get("port", 0)
+    asked = (other["nodePort"] for other in ports if other.get("port", 0) == number and other.get("nodePort"))
+    return by_number.get(number) or next(asked, 0)
 
 
 def _wipe(service: Object, old: Object) -> None:
@@ -473,8 +470,7 @@ def _wipe(service: Object, old: Object) -> None:
         if spec.get("clusterIPs") == old.get("clusterIPs"):
             _drop(spec, "clusterIP", "clusterIPs")
         _drop_unchanged(spec, old, "ipFamilies", "ipFamilyPolicy")
-    has_node_ports = ("NodePort", "LoadBalancer")
-    if old.get("type") in has_node_ports and spec.get("type") not in has_node_ports:
+    if _has_node_ports(old) and not _has_node_ports(spec):
         _wipe_node_ports(spec, old)
     if needs_health_check_port(old) and not needs_health_check_port(spec):
         _drop_unchanged(spec, old, "healthCheckNodePort")

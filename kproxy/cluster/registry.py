@@ -35,7 +35,14 @@ from kproxy.api.kinds import (
 from kproxy.api.merge_patch import merge_patch
 from kproxy.api.types import Object
 from kproxy.cluster import statuses, warnings
-from kproxy.cluster.admission import Claims, ClusterSettings, ServiceAdmission, needs_node_port, networks_of
+from kproxy.cluster.admission import (
+    Claims,
+    ClusterSettings,
+    ServiceAdmission,
+    hide,
+    needs_node_port,
+    networks_of,
+)
 from kproxy.cluster.store import Store, Transaction
 from kproxy.errors import ApiError
 
@@ -82,6 +89,23 @@ class Answer:
 
     object: Object
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How a write is meant.
+
+    Attributes:
+        subresource: "status", or "" for the object itself.
+        is_thorough: name everything that is wrong, also behind what cannot be allocated.
+    """
+
+    subresource: str = ""
+    is_thorough: bool = False
+
+
+_PLAIN = _Manner()
+_THOROUGH = _Manner(is_thorough=True)
 
 
 class Registry:
@@ -141,7 +165,7 @@ class Registry:
         def change(transaction: Transaction) -> Answer:
             old = self._existing(transaction, kind, key)
             named = _addressed(kind, key[0], obj, name=key[1])
-            return self._update(transaction, kind, old, named, subresource)
+            return self._update(transaction, kind, old, named, _Manner(subresource))
 
         return self._transact(change, dry_run)
 
@@ -157,7 +181,7 @@ class Registry:
         def change(transaction: Transaction) -> Answer:
             old = self._existing(transaction, kind, key)
             patched = _addressed(kind, key[0], merge_patch(old, patch), name=key[1])
-            return self._update(transaction, kind, old, patched, subresource)
+            return self._update(transaction, kind, old, patched, _Manner(subresource))
 
         return self._transact(change, dry_run)
 
@@ -244,44 +268,49 @@ class Registry:
             raise statuses.not_found(kind, key[1])
         return found
 
-    def _create(self, transaction: Transaction, kind: Kind, obj: Object) -> Answer:
+    def _create(self, transaction: Transaction, kind: Kind, obj: Object, manner: _Manner = _PLAIN) -> Answer:
         metadata = obj["metadata"]
         if metadata.get("resourceVersion"):
             raise statuses.bad_request("resourceVersion should not be set on objects to be created")
-        created, errors = self._admitted(transaction, kind, obj, None)
+        created, errors = self._admitted(transaction, kind, obj, None, manner)
         name = str(created["metadata"].get("name") or metadata.get("generateName", ""))
         if errors:
             raise statuses.invalid(kind, name, errors)
         if transaction.get(kind, metadata.get("namespace", ""), name) is not None:
             raise statuses.already_exists(kind, name)
+        self._hold(kind, created)
         stored = transaction.put(kind, created)
         return Answer(stored, tuple(warnings.of_object(kind, obj, stored, self._settings)))
 
-    def _update(self, transaction: Transaction, kind: Kind, old: Object, obj: Object, subresource: str) -> Answer:
+    def _update(self, transaction: Transaction, kind: Kind, old: Object, obj: Object, manner: _Manner) -> Answer:
         metadata, name = obj["metadata"], old["metadata"]["name"]
         if metadata.get("uid") not in (None, "", old["metadata"]["uid"]):
             raise statuses.conflict(kind, name, _precondition("UID", metadata["uid"], old["metadata"]["uid"]))
         if metadata.get("resourceVersion") not in (None, "", old["metadata"]["resourceVersion"]):
             raise statuses.modified(kind, name)
-        if subresource == "status":
+        if manner.subresource == "status":
             obj = {**old, "status": obj.get("status") or {}}
         elif kind in _WITH_STATUS:
             obj = {**obj, "status": old.get("status", {})}
-        updated, errors = self._admitted(transaction, kind, obj, old)
+        updated, errors = self._admitted(transaction, kind, obj, old, manner)
         if errors:
             raise statuses.invalid(kind, name, errors)
+        self._hold(kind, updated)
         if updated == old:
             return Answer(old)
         if old["metadata"].get("deletionTimestamp") and _may_go(kind, old, updated):
             return Answer(self._remove(transaction, kind, old))
         stored = transaction.put(kind, updated)
-        told = () if subresource else warnings.of_object(kind, obj, stored, self._settings)
+        told = () if manner.subresource else warnings.of_object(kind, obj, stored, self._settings)
         return Answer(stored, tuple(told))
 
     def _admitted(
-        self, transaction: Transaction, kind: Kind, obj: Object, old: Object | None
+        self, transaction: Transaction, kind: Kind, obj: Object, old: Object | None, manner: _Manner
     ) -> tuple[Object, list[FieldError]]:
-        """The object as it would be stored, and everything that is wrong with it."""
+        """The object as it would be stored, and what is wrong with it.
+
+        What cannot be allocated is, as in Kubernetes, all that is said; a thorough look goes on and finds everything.
+        """
         unknown = known_fields.check(obj)
         if _is_ill_typed(unknown):
             return obj, unknown
@@ -294,12 +323,20 @@ class Registry:
         if kind is SERVICE:
             networks = networks_of(transaction.all_of(SERVICE_CIDR), self._settings)
             admission = ServiceAdmission(self._settings, self._claims, networks)
-            admitted, allocation_errors = admission.admit(admitted, old)
+            admitted, allocation_errors = admission.admit(admitted, old, is_thorough=manner.is_thorough)
+        if allocation_errors and not manner.is_thorough:
+            return admitted, unknown + allocation_errors
         validation_errors = validation.validate(admitted, old)
         if allocation_errors:  # what could not be allocated is not also missing
             validation_errors = [error for error in validation_errors if not error.field.startswith(_ALLOCATED)]
-        allocation_errors = unknown + allocation_errors
-        return admitted, [*allocation_errors, *(error for error in validation_errors if error not in allocation_errors)]
+        if kind is SERVICE:
+            hide(admitted)
+        errors = unknown + allocation_errors
+        return admitted, errors + [error for error in validation_errors if error not in errors]
+
+    def _hold(self, kind: Kind, obj: Object) -> None:
+        if kind is SERVICE:
+            self._claims.hold(obj)
 
     def _delete(self, transaction: Transaction, kind: Kind, key: tuple[str, str], options: DeleteOptions) -> Object:
         old = self._existing(transaction, kind, key)
@@ -394,10 +431,11 @@ class _Apply:
         try:
             if old is None:
                 self._check_namespace(index, kind, obj, transaction)
-                answer = self._registry._create(transaction, kind, _with_last_applied(obj, obj))
+                named = _with_last_applied(obj, obj)
+                answer = self._registry._create(transaction, kind, named, _THOROUGH)
             else:
                 merged = _three_way_merge(old, obj)
-                answer = self._registry._update(transaction, kind, old, merged, "")
+                answer = self._registry._update(transaction, kind, old, merged, _THOROUGH)
         except ApiError as error:
             self._blame_status(index, error)
             return True

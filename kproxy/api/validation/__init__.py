@@ -66,11 +66,12 @@ def validate(obj: Object, old: Object | None = None, *, is_complete: bool = True
     rules = _RULES.get(kind.name) if kind else None
     if kind is None or rules is None:
         return []
-    errors = list(metadata.check(obj, rules.name, is_namespaced=kind.namespaced))
+    errors: list[FieldError] = []
     if old is not None:
         errors += metadata.check_update(obj, old)
         if rules.check_update is not None:
             errors += rules.check_update(obj, old)
+    errors += metadata.check(obj, rules.name, is_namespaced=kind.namespaced)
     errors += rules.check(obj)
     if not is_complete:
         errors = [error for error in errors if error not in _COMPLETED_BY_SERVER]

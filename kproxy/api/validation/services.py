@@ -29,18 +29,20 @@ _ONCE: Final = "may not change once set"
 
 
 def check(obj: Object) -> Iterator[FieldError]:
-    """Errors in a Service's annotations, spec and status."""
+    """Errors in a Service's annotations, spec and status, in Kubernetes' order."""
     spec = obj.get("spec") or {}
     annotations = (obj.get("metadata") or {}).get("annotations") or {}
     yield from _check_topology(annotations)
-    yield from _check_type(spec)
-    yield from _check_ports(spec)
+    yield from _check_what_type_demands(spec)
+    yield from _check_each_port(spec)
     yield from check_labels(spec.get("selector") or {}, "spec.selector")
     yield from _check_affinity(spec)
-    yield from _check_cluster_ips(spec)
+    yield from check_cluster_ips(spec)
     for index, address in enumerate(spec.get("externalIPs") or []):
         complaints = formats.ip_address(address) or formats.ordinary_ip(address)
         yield from said(f"spec.externalIPs[{index}]", address, complaints)
+    yield from _check_type(spec)
+    yield from _check_ports_together(spec)
     yield from _check_source_ranges(spec, annotations)
     yield from _check_load_balancer(spec)
     yield from _check_policies(spec)
@@ -51,10 +53,11 @@ def check_update(obj: Object, old: Object) -> Iterator[FieldError]:
     """Errors of what may not change while a Service lives."""
     spec, old_spec = obj.get("spec") or {}, old.get("spec") or {}
     if "ExternalName" not in (spec.get("type"), old_spec.get("type")):
-        both_headless = _is_headless(spec) and _is_headless(old_spec)
-        if not both_headless:
-            yield from _check_kept(spec, old_spec, "clusterIPs", "clusterIP")
-            yield from _check_kept(spec, old_spec, "ipFamilies", "ipFamily")
+        headless = _is_headless(spec), _is_headless(old_spec)
+        if not all(headless):
+            yield from _check_kept_addresses(spec, old_spec)
+        if not any(headless):
+            yield from _check_kept_families(spec, old_spec)
     if spec.get("type") == old_spec.get("type") == "LoadBalancer":
         load_balancer_class = spec.get("loadBalancerClass")
         if load_balancer_class != old_spec.get("loadBalancerClass"):
@@ -65,22 +68,42 @@ def check_update(obj: Object, old: Object) -> Iterator[FieldError]:
             yield forbidden("spec.healthCheckNodePort", "field is immutable")
 
 
-def _check_kept(spec: Object, old_spec: Object, key: str, singular: str) -> Iterator[FieldError]:
-    """The primary value stays; the second one may come, and go with the policy SingleStack."""
-    new, old = spec.get(key) or [], old_spec.get(key) or []
-    path = f"spec.{key}"
+def _check_kept_addresses(spec: Object, old_spec: Object) -> Iterator[FieldError]:
+    """The primary address stays; the second one may come, and go with the policy SingleStack."""
+    new, old, path = spec.get("clusterIPs") or [], old_spec.get("clusterIPs") or [], "spec.clusterIPs"
     if len(new) == len(old):
         for index, value in enumerate(old):
             if new[index] != value:
                 yield invalid(f"{path}[{index}]", new, _ONCE)
         return
-    if old and not new:
-        yield invalid(f"{path}[0]", new, f"primary {singular} can not be unset")
+    if not new:
+        yield invalid(f"{path}[0]", new, "primary clusterIP can not be unset")
     elif old and new[0] != old[0]:
         yield invalid(f"{path}[0]", new, _ONCE)
-    if len(new) == 1 < len(old) and spec.get("ipFamilyPolicy") != "SingleStack":
-        reason = f"must be set to 'SingleStack' when releasing the secondary {singular}"
-        yield invalid("spec.ipFamilyPolicy", spec.get("ipFamilyPolicy"), reason)
+    yield from _check_release(spec, len(new), len(old), "clusterIP")
+
+
+def _check_kept_families(spec: Object, old_spec: Object) -> Iterator[FieldError]:
+    new, old, path = spec.get("ipFamilies") or [], old_spec.get("ipFamilies") or [], "spec.ipFamilies[0]"
+    if len(new) == len(old):
+        for before, after in zip(old, new, strict=True):
+            if before != after:
+                yield invalid(path, new, _ONCE)
+        return
+    if len(new) < len(old) and not spec.get("clusterIPs"):
+        yield invalid(path, new, "primary ipFamily can not be unset")
+    if new and old and new[0] != old[0]:
+        # Kubernetes shows the addresses here, not the families.
+        yield invalid(path, spec.get("clusterIPs") or [], _ONCE)
+    yield from _check_release(spec, len(new), len(old), "ipFamily")
+
+
+def _check_release(spec: Object, count: int, count_before: int, what: str) -> Iterator[FieldError]:
+    policy = spec.get("ipFamilyPolicy")
+    if count == 1 < count_before and policy != "SingleStack":
+        yield invalid(
+            "spec.ipFamilyPolicy", policy, f"must be set to 'SingleStack' when releasing the secondary {what}"
+        )
 
 
 def _is_headless(spec: Object) -> bool:
@@ -98,7 +121,7 @@ def _check_topology(annotations: dict[str, str]) -> Iterator[FieldError]:
         yield invalid(f"metadata.annotations[{_TOPOLOGY_MODE}]", mode, reason)
 
 
-def _check_type(spec: Object) -> Iterator[FieldError]:
+def _check_what_type_demands(spec: Object) -> Iterator[FieldError]:
     service_type = spec.get("type") or ""
     if not spec.get("ports") and not _is_headless(spec) and service_type != "ExternalName":
         yield required("spec.ports")
@@ -115,32 +138,43 @@ def _check_type(spec: Object) -> Iterator[FieldError]:
             yield from said("spec.externalName", target, formats.dns_subdomain(target))
         else:
             yield required("spec.externalName")
+
+
+def _check_type(spec: Object) -> Iterator[FieldError]:
+    service_type = spec.get("type") or ""
     if not service_type:
         yield required("spec.type")
     elif service_type not in TYPES:
         yield not_supported("spec.type", service_type, TYPES)
 
 
-def _check_ports(spec: Object) -> Iterator[FieldError]:
+def _check_each_port(spec: Object) -> Iterator[FieldError]:
     ports = spec.get("ports") or []
     names: set[str] = set()
-    frontends: set[tuple[str, int]] = set()
-    node_ports: set[tuple[str, int]] = set()
     for index, port in enumerate(ports):
         path = f"spec.ports[{index}]"
-        yield from _check_port(port, path)
         yield from check_port_name(port.get("name") or "", path, names, is_required=len(ports) > 1)
-        node_port = port.get("nodePort") or 0
-        if node_port and spec.get("type") == "ClusterIP":
-            yield forbidden(f"{path}.nodePort", "may not be used when `type` is 'ClusterIP'")
-        protocol = port.get("protocol") or ""
-        if node_port and (protocol, node_port) in node_ports:
-            yield duplicate(f"{path}.nodePort", node_port)
-        node_ports.add((protocol, node_port))
-        frontend = (protocol, port.get("port") or 0)
-        if frontend in frontends:
-            yield duplicate(path, _as_go_prints_it(*frontend))
-        frontends.add(frontend)
+        yield from _check_port(port, path)
+
+
+def _check_ports_together(spec: Object) -> Iterator[FieldError]:
+    numbered = [(f"spec.ports[{index}]", port) for index, port in enumerate(spec.get("ports") or [])]
+    if spec.get("type") == "ClusterIP":
+        for path, port in numbered:
+            if port.get("nodePort"):
+                yield forbidden(f"{path}.nodePort", "may not be used when `type` is 'ClusterIP'")
+    node_ports: set[tuple[str, int]] = set()
+    for path, port in numbered:
+        key = port.get("protocol") or "", port.get("nodePort") or 0
+        if key[1] and key in node_ports:
+            yield duplicate(f"{path}.nodePort", key[1])
+        node_ports.add(key)
+    frontends: set[tuple[str, int]] = set()
+    for path, port in numbered:
+        key = port.get("protocol") or "", port.get("port") or 0
+        if key in frontends:
+            yield duplicate(path, _as_go_prints_it(*key))
+        frontends.add(key)
 
 
 def _as_go_prints_it(protocol: str, port: int) -> Object:
@@ -206,10 +240,10 @@ def _check_affinity(spec: Object) -> Iterator[FieldError]:
             yield invalid(f"{path}.clientIP.timeoutSeconds", seconds, reason)
 
 
-def _check_cluster_ips(spec: Object) -> Iterator[FieldError]:
+def check_cluster_ips(spec: Object) -> Iterator[FieldError]:
+    """Errors in a spec's clusterIPs, ipFamilies and ipFamilyPolicy; asked before anything is allocated, too."""
     if spec.get("type") == "ExternalName":
         return
-    yield from _check_families(spec)
     path, cluster_ips, first = "spec.clusterIPs", spec.get("clusterIPs") or [], spec.get("clusterIP") or ""
     if first and not cluster_ips:
         yield required(path)
@@ -217,6 +251,7 @@ def _check_cluster_ips(spec: Object) -> Iterator[FieldError]:
         yield invalid(path, cluster_ips, "first value must match `clusterIP`")
     elif cluster_ips and not first:
         yield invalid(path, cluster_ips, "must be empty when `clusterIP` is not specified")
+    yield from _check_families(spec)
     complaints = list(_check_each_cluster_ip(cluster_ips or ([first] if first else [])))
     yield from complaints
     if len(cluster_ips) > 2:
@@ -330,7 +365,7 @@ def _check_status(obj: Object) -> Iterator[FieldError]:
     path = "status.loadBalancer.ingress"
     ingresses = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
     if ingresses and (obj.get("spec") or {}).get("type") != "LoadBalancer":
-        yield forbidden(path, 'may only be used when `spec.type` is "LoadBalancer"')
+        yield forbidden(path, "may only be used when `spec.type` is 'LoadBalancer'")
         return
     for index, ingress in enumerate(ingresses):
         for check_part in (_check_ingress_ip, _check_ingress_hostname):
@@ -341,11 +376,12 @@ def _check_ingress_ip(ingress: Object, path: str) -> Iterator[FieldError]:
     address, mode = ingress.get("ip") or "", ingress.get("ipMode")
     if address:
         yield from said(f"{path}.ip", address, formats.ip_address(address))
-        if mode is None:
+    if mode is None:
+        if address:
             yield required(f"{path}.ipMode", "must be specified when `ip` is set")
-    elif mode is not None:
+    elif not address:
         yield forbidden(f"{path}.ipMode", "may not be specified when `ip` is not set")
-    if mode is not None and mode not in ("Proxy", "VIP"):
+    elif mode not in ("Proxy", "VIP"):
         yield not_supported(f"{path}.ipMode", mode, ("Proxy", "VIP"))
 
 

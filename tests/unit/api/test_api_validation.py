@@ -108,7 +108,7 @@ AS_CLUSTER_IP = {"spec.type": "ClusterIP", "spec.ports": [{"port": 80}]}
         ({"spec.internalTrafficPolicy": "local"}, ['spec.internalTrafficPolicy: Unsupported value: "local": supported values: "Cluster", "Local"']),
         ({"spec.trafficDistribution": "Near"}, ['spec.trafficDistribution: Unsupported value: "Near": supported values: "PreferClose", "PreferSameZone", "PreferSameNode"']),
         ({"metadata.annotations": {MODE: "Auto", HINTS: "auto"}}, [f'metadata.annotations[{MODE}]: Invalid value: "Auto": must match annotations[{HINTS}] when both are specified']),
-        ({**AS_CLUSTER_IP, "status.loadBalancer.ingress": [{"ip": "1.2.3.4"}]}, ['status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is "LoadBalancer"']),
+        ({**AS_CLUSTER_IP, "status.loadBalancer.ingress": [{"ip": "1.2.3.4"}]}, ["status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is 'LoadBalancer'"]),
         ({"status.loadBalancer.ingress": [{"hostname": "1.2.3.4", "ipMode": "VIP"}]}, [
             "status.loadBalancer.ingress[0].ipMode: Forbidden: may not be specified when `ip` is not set",
             'status.loadBalancer.ingress[0].hostname: Invalid value: "1.2.3.4": must be a DNS name, not an IP address',

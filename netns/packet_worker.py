@@ -92,6 +92,7 @@ class Pending:
     source_port: int
     destination: str
     port: int
+    packet: bytes = field(default=b"", repr=False)
     result: str = ""
     detail: str = ""
     guard: socket.socket | None = field(default=None, repr=False)
@@ -141,16 +142,28 @@ class Sender:
             if not pending.source:
                 pending.source = _chosen_source(pending.destination, family)
             self._claim(pending, probe["source_port"])
-            packet = _packet(pending, family, probe["ttl"])
-            self._socket(family).sendto(raw(packet), (pending.destination, 0))
+            pending.packet = raw(_packet(pending, family, probe["ttl"]))
         except OSError as error:
-            if error.errno in NO_ROUTE_ERRORS:
-                pending.decide("no-route", f"sendto: {error.strerror}")
-            else:
-                pending.detail = f"sendto: {error.strerror}"
-                if error.errno != BLOCKED:
-                    raise
+            self._refused(pending, error)
+        else:
+            self.transmit(pending)
         return pending
+
+    def transmit(self, pending: Pending) -> None:
+        """Puts the probe on its way, for the first time or, as any client would, once more."""
+        try:
+            kind = 6 if ":" in pending.destination else 4
+            self._socket(kind).sendto(pending.packet, (pending.destination, 0))
+        except OSError as error:
+            self._refused(pending, error)
+
+    def _refused(self, pending: Pending, error: OSError) -> None:
+        if error.errno in NO_ROUTE_ERRORS:
+            pending.decide("no-route", f"sendto: {error.strerror}")
+            return
+        pending.detail = f"sendto: {error.strerror}"
+        if error.errno != BLOCKED:
+            raise error
 
     def forget(self) -> None:
         """Gives the source ports of all probes back."""
@@ -426,15 +439,23 @@ class Child:
     def _probe(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         self._sniffer.drain()
         sent = [self._sender.send(probe) for probe in request["probes"]]
-        deadline = time.monotonic() + request["timeout"]
+        for attempt in range(request["attempts"]):
+            if attempt:
+                for pending in sent:
+                    if not pending.result:
+                        self._sender.transmit(pending)
+            self._await(sent, time.monotonic() + request["timeout"] / request["attempts"])
+        self._sender.forget()
+        return [pending.outcome() for pending in sent]
+
+    def _await(self, sent: list[Pending], deadline: float) -> None:
+        """Takes in answers until all probes have one, or the time is over."""
         while True:
             self._sniffer.drain()
             left = deadline - time.monotonic()
             if left <= 0 or all(pending.result for pending in sent):
-                break
+                return
             self._poll.poll(left * 1000)
-        self._sender.forget()
-        return [pending.outcome() for pending in sent]
 
     def _sightings(self, request: dict[str, Any]) -> list[Seen]:
         self._sniffer.drain()

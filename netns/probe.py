@@ -111,22 +111,25 @@ class Station:
         self._connection = connection
         self._lines = connection.makefile("rb")
 
-    def probe(self, probes: Sequence[Probe], *, timeout: float = 1.0) -> list[Outcome]:
+    def probe(self, probes: Sequence[Probe], *, timeout: float = 1.0, attempts: int = 1) -> list[Outcome]:
         """The outcome of each probe, in their order; all are sent at once.
 
         Args:
             probes: what to send.
             timeout: seconds after which what did not come back counts as silent.
+            attempts: how often in that time a packet is sent while nothing comes back; the same packet, as a client's
+                stack would do it, since a busy host drops some.
 
         Raises:
             NetnsError: the worker died, or the kernel refused a packet for another reason than routes and rules.
         """
-        self.begin(probes, timeout=timeout)
+        self.begin(probes, timeout=timeout, attempts=attempts)
         return self.outcomes()
 
-    def begin(self, probes: Sequence[Probe], *, timeout: float = 1.0) -> None:
+    def begin(self, probes: Sequence[Probe], *, timeout: float = 1.0, attempts: int = 1) -> None:
         """Starts what `probe` does and returns at once; `outcomes` must be called next."""
-        self._ask({"do": "probe", "probes": [asdict(probe) for probe in probes], "timeout": timeout})
+        wanted = [asdict(probe) for probe in probes]
+        self._ask({"do": "probe", "probes": wanted, "timeout": timeout, "attempts": attempts})
 
     def outcomes(self) -> list[Outcome]:
         """What `begin` came to; waits for it."""

@@ -21,6 +21,11 @@ from kproxy.insight.verify import Proof, Seen
 MAX_NAMES = 3
 """Endpoints that a cell of the table names; more are counted."""
 
+LOST = (
+    "lost: packets reach this endpoint, but it answers the client directly and not through the node that was dialled, "
+    "so the client does not know the answer (externalTrafficPolicy Local, and a pod that dials another node)"
+)
+
 _CHAIN = re.compile(r"KUBE-(?P<kind>SVC|SVL|EXT|FW|SEP)-(?P<digest>[A-Z2-7]{16})")
 
 
@@ -83,7 +88,9 @@ def as_table(proofs: Sequence[Proof], pod_names: dict[str, str]) -> RenderableTy
         for proof in members:
             table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in _cells(proof, pod_names)))
         parts += [table, Text()]
-    return Group(*parts, summary(proofs))
+    if any(proof.seen.lost or proof.row.promise.lost for proof in proofs):
+        parts.append(Text(LOST, style="dim"))
+    return Group(*parts, Text(summary(proofs)))
 
 
 def summary(proofs: Sequence[Proof]) -> str:
@@ -126,21 +133,27 @@ def _cells(proof: Proof, names: dict[str, str]) -> list[str | Text]:
     mark = Text("ok", style="green") if proof.is_ok else Text("DIFFERENT", style="bold red")
     seen = _words(proof.seen, names)
     return [
-        f"{row.place.client} ({row.role})",
+        f"{row.role}: {row.place.client.rpartition('/')[2]}",
         f"{row.frontend.kind} {row.frontend.text}/{row.frontend.protocol}",
         _words(row.promise, names) + (" (one of them)" if row.promise.is_sticky and row.promise.answers else ""),
         "\n".join([seen, *proof.seen.notes]),
         _hops(proof.seen.answers),
-        " ".join(short_chain(chain) for chain in proof.why),
+        " ".join(short_chain(chain) for chain in _telling(proof.why)),
         mark,
+    ]
+
+
+def _telling(why: Sequence[str]) -> list[str]:
+    """The chains without KUBE-POSTROUTING where that only let the packet pass, which it does at every node."""
+    return [
+        chain for position, chain in enumerate(why) if chain != "KUBE-POSTROUTING" or "KUBE-MARK-MASQ" in why[:position]
     ]
 
 
 def _words(side: Promise | Seen, names: dict[str, str]) -> str:
     """``web-0, web-1: kept``, ``web-0: 10.244.1.1; web-1: kept``, ``refused``."""
     if side.verdict is not Verdict.ANSWERED:
-        lost = f" (answers of {_named(side.lost, names)} come back another way)" if side.lost else ""
-        return f"{side.verdict}{lost}"
+        return str(side.verdict) + (f"; lost: {_named(side.lost, names)}" if side.lost else "")
     by_source: dict[str, list[str]] = {}
     for answer in side.answers:
         by_source.setdefault(answer.source, []).append(answer.endpoint)

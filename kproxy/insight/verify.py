@@ -47,10 +47,13 @@ BATCH = 8
 MISS = 14
 """An endpoint of n is given up after n * (MISS + log2 n) connections: a healthy one is missed once in a million."""
 
-SCOUT_TIMEOUT = 0.3
+SCOUT_TIMEOUT = 0.4
 """Seconds for the first packet to each frontend; answers take a few ms, more while neighbours are being resolved."""
 
-ROUND_TIMEOUT = 0.5
+ROUND_TIMEOUT = 0.6
+ATTEMPTS = 3
+"""How often a packet is sent while nothing comes back: a busy host drops some of a thousand at once."""
+
 SILENCE_TRIES = 3
 """How often nothing at all must have come back."""
 
@@ -86,7 +89,8 @@ class Proof:
     """One row with its proof.
 
     Attributes:
-        why: the KUBE- chains in which a rule matched one more packet of the row; empty also when it was not asked for.
+        why: the KUBE- chains in which a rule matched one more packet of the row, node by node on its way; empty also
+            when it was not asked for.
     """
 
     row: Row
@@ -185,6 +189,8 @@ class Tally:
         unwatched = sum(outcome.token not in self.arrivals for outcome in answered)
         if unwatched:
             yield f"{unwatched} of {total} connections were answered by nobody that is watched"
+        if self.row.promise.verdict is Verdict.REFUSED and any(outcome.detail == "rst" for outcome in self.outcomes):
+            yield "refused by a RST, not by an ICMP port unreachable: no rule rejected it"
         if not answered:
             return
         for result in (Result.REFUSED, Result.NO_ROUTE):
@@ -265,7 +271,7 @@ class Prover:
         for tally, count in wanted.values():
             queues.setdefault(tally.row.place.client, []).extend([tally] * count)
         for client, queue in queues.items():
-            self._stations[client].begin([_probe(tally.row) for tally in queue], timeout=timeout)
+            self._stations[client].begin([_probe(tally.row) for tally in queue], timeout=timeout, attempts=ATTEMPTS)
         by_token: dict[int, Tally] = {}
         for client, queue in queues.items():
             for tally, outcome in zip(queue, self._stations[client].outcomes(), strict=True):
@@ -301,7 +307,7 @@ class Prover:
                 tally.control_failed = True
         for (client, address), tallies in controls.items():
             probes = [Probe(address, CONTROL_PORT, ttl=TTL)] * SILENCE_TRIES
-            outcomes = self._stations[client].probe(probes, timeout=SCOUT_TIMEOUT)
+            outcomes = self._stations[client].probe(probes, timeout=SCOUT_TIMEOUT, attempts=ATTEMPTS)
             for tally in tallies:
                 tally.control_failed = all(outcome.result is Result.SILENT for outcome in outcomes)
 
@@ -316,11 +322,12 @@ class Prover:
         readers = [self._reader(name) for name in _nodes_on_the_way(self._surroundings.view, proof)]
         before = [reader.read(family) for reader in readers]
         timeout = DROP_TIMEOUT if proof.seen.verdict is Verdict.DROPPED else ROUND_TIMEOUT
-        self._stations[row.place.client].probe([_probe(row)], timeout=timeout)
-        crossed: dict[str, None] = {}
-        for reader, rules in zip(readers, before, strict=True):
-            crossed.update(dict.fromkeys(chains_crossed(rules, reader.read(family))))
-        return tuple(crossed)
+        self._stations[row.place.client].probe([_probe(row)], timeout=timeout, attempts=ATTEMPTS)
+        return tuple(
+            chain
+            for reader, rules in zip(readers, before, strict=True)
+            for chain in chains_crossed(rules, reader.read(family))
+        )
 
     def _reader(self, node: str) -> RuleReader:
         if node not in self._readers:

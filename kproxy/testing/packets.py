@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from kproxy.api.kinds import SERVICE
 from kproxy.client import Client
+from kproxy.cluster.status import LabStatus
 from kproxy.errors import UserError
 from kproxy.insight.oracle import first_of_family, host_port
-from kproxy.insight.view import Surroundings, look
+from kproxy.insight.view import Surroundings, cluster_view, namespaces
 from netns.namespace import identity
 from netns.probe import Outcome, PacketWorker, Probe, Result, Sighting, Station
 
@@ -127,7 +130,8 @@ class Packets:
             UserError: there is no such place or frontend.
             AssertionError: the packet was silently lost, and so was the control.
         """
-        surroundings = look(self._client)
+        status = msgspec.convert(self._client.lab_status(), LabStatus)
+        surroundings = Surroundings(status, cluster_view(status, (), ()), namespaces(status))
         place = find_place(surroundings, client)
         address, port = self._frontend(surroundings, to, family)
         self._listen(surroundings)

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kproxy.cli.documents import read_paths
 from kproxy.cluster import clusterfile, host_check, host_probes
 from kproxy.cluster import lab as labs
 from kproxy.cluster.clusterfile import Overrides
-from kproxy.cluster.layout import check_lab_name, current_lab
+from kproxy.cluster.layout import Layout, check_lab_name, current_lab
 from kproxy.cluster.layout import labs as existing_labs
 from kproxy.cluster.status import LabStatus
 from kproxy.cluster.topology import infrastructure
@@ -43,9 +44,10 @@ def lab() -> None:
 @click.option("--service-node-port-range", metavar="FROM-TO", help="Ports for Services.  [default: 30000-32767]")
 @click.option("--proxy-mode", type=click.Choice(["iptables", "none"]), help="none: bring your own proxy.")
 @click.option("--iptables-variant", type=click.Choice(["auto", "legacy", "nft"]), help="Which iptables the nodes use.")
+@click.option("--expose", metavar="ADDRESS", help="Make TCP node ports reachable at this address of the host.")
 @click.option("--timings", is_flag=True, help="Say where the time went.")
 @lab_option
-def up(lab: str | None, path: str | None, timings: bool, **options: Any) -> None:
+def up(lab: str | None, path: str | None, timings: bool, expose: str | None, **options: Any) -> None:
     """Bring a lab up: by itself three nodes in two zones, a router, and a client outside.
 
     What the command line says stands above the cluster file.
@@ -57,19 +59,30 @@ def up(lab: str | None, path: str | None, timings: bool, **options: Any) -> None
     families = options.pop("ip_family")
     overrides = Overrides(lab=lab, ip_families=FAMILIES[families] if families else None, **options)
     config = clusterfile.read(_cluster_documents(path), overrides)
+    if expose:
+        import_module("kproxy.cluster.relay").check_address(expose)
     began = time.monotonic()
     with _Progress() as progress:
         result = labs.up(config, progress.tell)
     if result.was_up:
         click.echo(f'lab "{config.name}" is up already')
+        _expose(config.name, expose)
         return
     for limit in result.limits:
         click.echo(f"note: {limit}", err=True)
     click.echo(f'lab "{config.name}" is up: {_summary(result.status)} ({time.monotonic() - began:.1f} s)')
+    _expose(config.name, expose)
     if timings:
         rows = [("Python's start-up", started), *result.timings]
         rows.append(("for comparison: ip -batch of the same network", measure(infrastructure(config))))
         click.echo("\n".join(tables.layout([["WHAT", "SECONDS"], *([what, f"{took:.3f}"] for what, took in rows)])))
+
+
+def _expose(name: str, address: str | None) -> None:
+    if address is None:
+        return
+    is_new = import_module("kproxy.cluster.relay").expose(Layout(name), address)
+    click.echo(f"its TCP node ports are {'now' if is_new else 'already'} reachable at {address}")
 
 
 @lab.command

@@ -28,7 +28,7 @@ from kproxy.cluster.control_plane import PATIENCE, ROLE
 from kproxy.cluster.controllers.node_proxy import POLL, programmed
 from kproxy.cluster.layout import RUN_ROOT, STATE_ROOT, Layout, python, python_environment
 from kproxy.cluster.pod_processes import recorded, send_signal
-from kproxy.cluster.status import LabStatus
+from kproxy.cluster.status import LabStatus, ProcessStatus
 from kproxy.errors import HostError, Unreachable, UserError
 from netns import process
 from netns.build import tear_down
@@ -120,11 +120,22 @@ def status(lab: str) -> LabStatus:
     """
     layout = Layout(lab)
     try:
-        return msgspec.convert(Client(layout.api_url).lab_status(), LabStatus)
+        found = msgspec.convert(Client(layout.api_url).lab_status(), LabStatus)
+        return msgspec.structs.replace(found, processes=(*found.processes, *_relays(layout)))
     except Unreachable as error:
         raise UserError(
             f'the control plane of lab "{lab}" does not run; `kproxy lab up --lab {lab}` starts it again'
         ) from error
+
+
+def _relays(layout: Layout) -> Iterator[ProcessStatus]:
+    """The relays of `lab up --expose`, which the control plane knows nothing of."""
+    journal = Journal(layout.journal, "lab")
+    try:
+        for role, running in recorded(journal, "relay:").items():
+            yield from (ProcessStatus("relay", one.pid, f"host, {role.partition(':')[2]}") for one in running)
+    finally:
+        journal.close()
 
 
 def resync(lab: str) -> None:

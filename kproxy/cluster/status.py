@@ -78,8 +78,8 @@ class ProcessStatus(Part, frozen=True):
     """One process of the lab.
 
     Attributes:
-        role: `control-plane`, `fork-server`, `proxy`, or `pod`.
-        where: the node or pod it belongs to; `host` for those in the host's namespaces.
+        role: `control-plane`, `fork-server`, `proxy`, `pod`, or `relay`.
+        where: the node or pod it belongs to; `host` for those in the host's namespaces; a relay's with its address.
     """
 
     role: str

@@ -77,6 +77,7 @@ class Proxier(msgspec.Struct, kw_only=True):
         programmed: the resourceVersion that the kernel holds.
         canary_due: when to look at the canary next.
         losing_since: when it was first seen that somebody deletes our chains; None when nobody does.
+        may_have_stale_flows: UDP flows have to be looked at: not done since the start, or it failed.
     """
 
     family: Family
@@ -90,6 +91,7 @@ class Proxier(msgspec.Struct, kw_only=True):
     programmed: int = 0
     canary_due: float = math.inf
     losing_since: float | None = None
+    may_have_stale_flows: bool = True
 
 
 class Reports(NamedTuple):
@@ -243,18 +245,25 @@ class Agent:
     def _after_sync(self, proxier: Proxier) -> None:
         """The order is kube-proxy's: health check ports, then conntrack; neither can make a sync fail."""
         proxier.health_checks.sync(proxier.tracker.health_checks())
-        if not proxier.tracker.pop_udp_changes():
+        if proxier.tracker.pop_udp_changes():
+            proxier.may_have_stale_flows = True
+        self._reconcile_flows(proxier)
+
+    def _reconcile_flows(self, proxier: Proxier) -> None:
+        if not proxier.may_have_stale_flows:
             return
         try:
             deleted = proxier.conntrack.reconcile(proxier.tracker.udp_ports())
         except HostError as error:
-            _LOG.error("%s: stale UDP flows stay: %s", proxier.family.value, error)
+            _LOG.error("%s: stale UDP flows stay for now: %s", proxier.family.value, error)
             return
+        proxier.may_have_stale_flows = False
         if deleted:
             _LOG.info("%s: deleted %d stale UDP flows", proxier.family.value, deleted)
 
     def _look_at_canary(self, proxier: Proxier, now: float) -> None:
         proxier.canary_due = now + self._config.iptables_sync_period
+        self._reconcile_flows(proxier)  # if that failed after a sync
         try:
             condition = proxier.backend.condition()
         except HostError as error:

@@ -1,8 +1,7 @@
-"""UDP flows that no longer go where they should: which ones, and how to make the kernel forget them.
+"""Makes the kernel forget stale UDP flows, over netlink: one filtered dump, one pass of deletions.
 
-A UDP flow has no end that conntrack sees: a client that keeps its socket stays with the endpoint of its first packet,
-even when that is gone, until its entry is deleted. Unlike kube-proxy, entries of ports without any serving endpoint and
-of frontends that are no more go too, and a node port is looked for at the node's own addresses alone.
+Law: nothing is decided here; `kproxy.proxy.stale_flows` says which flows go. Layouts are the kernel's
+(linux/netfilter/nfnetlink_conntrack.h).
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kproxy.errors import HostError
 from kproxy.proxy.family import Family
@@ -25,68 +23,22 @@ from kproxy.proxy.netlink import (
     nfnetlink_body,
 )
 from kproxy.proxy.services import PortSpec
-
-Destination = tuple[str, int]
-"""Address and port; the address is empty for a node port, which is on every local address."""
+from kproxy.proxy.stale_flows import Frontends, Place, answerers, frontends, is_stale
 
 _SUBSYSTEM = 1  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = 1, 2
-_TUPLE_ORIG, _TUPLE_REPLY, _ID = 1, 2, 12
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_V4_SRC, _IP_V4_DST, _IP_V6_SRC, _IP_V6_DST = 1, 2, 3, 4
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
+_FILTER_ORIG_FLAGS = 1
+_FILTER_PROTO_NUM = 1 << 3
 _DUMP_ATTEMPTS = 10
+_NFGENMSG_SIZE = 4
+_PORT = struct.Struct("!H")
 
-
-class Flow(NamedTuple):
-    """One UDP entry, as far as it matters.
-
-    Attributes:
-        destination: where the client sent its packet.
-        answerer: "ip:port" of who answers (the reply's source).
-        handle: what the kernel needs to delete it.
-    """
-
-    destination: Destination
-    answerer: str
-    handle: bytes
-
-
-Table = Mapping[Destination, frozenset[str]]
-"""Frontends of UDP service ports and the endpoints ("ip:port") that may answer for each."""
-
-
-def frontends(ports: Iterable[tuple[PortSpec, frozenset[str]]]) -> dict[Destination, frozenset[str]]:
-    """Every UDP frontend with its serving endpoints, whatever policies, topology and readiness say."""
-    table: dict[Destination, frozenset[str]] = {}
-    for spec, serving in ports:
-        for address in (spec.cluster_ip, *spec.external_ips, *spec.load_balancer_ips):
-            table[address, spec.port] = serving
-        if spec.node_port:
-            table["", spec.node_port] = serving
-    return table
-
-
-def stale(flows: Iterable[Flow], table: Table, gone: Iterable[Destination], local: frozenset[str]) -> list[Flow]:
-    """The flows that somebody answers who may not, or that go to a frontend that is no more.
-
-    Args:
-        flows: all UDP flows of the family.
-        table: the frontends there are.
-        gone: frontends that were there before.
-        local: the node's own addresses.
-    """
-    nobody: frozenset[str] = frozenset()
-    all_frontends = {**dict.fromkeys(gone, nobody), **table}
-    found = []
-    for flow in flows:
-        address, port = flow.destination
-        serving = all_frontends.get((address, port))
-        if serving is None and address in local:
-            serving = all_frontends.get(("", port))
-        if serving is not None and flow.answerer not in serving:
-            found.append(flow)
-    return found
+_WirePlace = tuple[bytes, bytes]
+"""Address and port as they are on the wire."""
 
 
 class ConntrackReconciler:
@@ -94,80 +46,161 @@ class ConntrackReconciler:
 
     Args:
         family: its family.
-        local_addresses: lists the node's own addresses.
+        node_port_addresses: lists the node's own addresses on which node ports answer, both families.
+        earlier: lists frontends that another process may have programmed before this one started.
     """
 
-    def __init__(self, family: Family, local_addresses: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        node_port_addresses: Callable[[], Iterable[str]],
+        earlier: Callable[[], Iterable[Place]] = tuple,
+    ) -> None:
         self._family = family
-        self._local_addresses = local_addresses
-        self._known: set[Destination] = set()
+        self._node_port_addresses = node_port_addresses
+        self._earlier = earlier
+        self._known: set[Place] = set()
 
     def reconcile(self, ports: Iterable[tuple[PortSpec, frozenset[str]]]) -> int:
         """Delete every stale flow in one pass; returns how many.
 
         Raises:
-            HostError: conntrack could not be read or written.
+            HostError: conntrack could not be read or written; frontends that are gone are remembered for the next time.
         """
-        table = frontends(ports)
-        gone = self._known - table.keys()
-        if not table and not gone:
+        current = frontends(ports)
+        self._known.update(self._earlier())
+        gone = self._known - current.keys()
+        if not current and not gone:
             return 0
-        local = frozenset(self._local_addresses())
+        addresses = [address for address in self._node_port_addresses() if self._family.has(address)]
         try:
             with Netlink(NETLINK_NETFILTER) as netlink:
-                victims = stale(_udp_flows(netlink, self._family), table, gone, local)
-                for flow in victims:
-                    _forget(netlink, self._family, flow)
+                table = ConntrackTable(netlink, self._family)
+                deleted = table.delete(table.stale(answerers(current, gone, addresses)))
         except OSError as error:
-            raise HostError(f"cannot reconcile conntrack: {error.strerror}") from error
-        self._known = set(table)
-        return len(victims)
+            raise HostError(f"conntrack cannot be reconciled: {error.strerror}") from error
+        self._known = set(current)
+        return deleted
 
 
-def _socket_family(family: Family) -> int:
-    return socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
+class ConntrackTable:
+    """The UDP entries of one family in this network namespace.
+
+    Args:
+        netlink: an open socket of NETLINK_NETFILTER.
+        family: which entries.
+    """
+
+    def __init__(self, netlink: Netlink, family: Family) -> None:
+        self._netlink = netlink
+        self._layout = _Layout(family)
+
+    def stale(self, allowed: Frontends) -> list[bytes]:
+        """The entries that have to go, as what the kernel needs to find them again.
+
+        Raises:
+            OSError: the kernel refused.
+            HostError: the table could not be listed in one piece.
+        """
+        on_wire = {
+            self._packed(place): frozenset(self._packed(endpoint) for endpoint in serving)
+            for place, serving in allowed.items()
+        }
+        for _ in range(_DUMP_ATTEMPTS):
+            try:
+                return list(self._stale(on_wire))
+            except DumpInterrupted:
+                continue
+        raise HostError("the conntrack table changed whenever it was listed")
+
+    def delete(self, entries: Sequence[bytes]) -> int:
+        """Delete entries; returns how many had not ended by themselves meanwhile.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        bodies = [nfnetlink_body(self._layout.kind, entry) for entry in entries]
+        errors = self._netlink.request_many((_SUBSYSTEM << 8) | _DELETE, 0, bodies)
+        for error in errors:
+            if error.errno != errno.ENOENT:
+                raise error
+        return len(entries) - len(errors)
+
+    def _stale(self, allowed: Mapping[_WirePlace, frozenset[_WirePlace]]) -> Iterator[bytes]:
+        read = self._layout.read
+        for message in self._netlink.dump((_SUBSYSTEM << 8) | _GET, self._only_udp()):
+            flow = read(message)
+            if flow is not None and is_stale(flow[0], flow[1], allowed):
+                yield _handle(message)
+
+    def _only_udp(self) -> bytes:
+        """A dump request that the kernel filters (since Linux 5.8; older ones send everything)."""
+        number = attribute(_TUPLE_PROTO | NLA_F_NESTED, attribute(_PROTO_NUM, bytes((socket.IPPROTO_UDP,))))
+        flags = struct.pack("=I", _FILTER_PROTO_NUM)
+        wanted = attribute(_TUPLE_ORIG | NLA_F_NESTED, number)
+        return nfnetlink_body(
+            self._layout.kind, wanted + attribute(_FILTER | NLA_F_NESTED, attribute(_FILTER_ORIG_FLAGS, flags))
+        )
+
+    def _packed(self, place: Place) -> _WirePlace:
+        address, port = place
+        return socket.inet_pton(self._layout.kind, address), _PORT.pack(port)
 
 
-def _udp_flows(netlink: Netlink, family: Family) -> list[Flow]:
-    body = nfnetlink_body(_socket_family(family))
-    for _ in range(_DUMP_ATTEMPTS):
-        try:
-            messages = netlink.dump((_SUBSYSTEM << 8) | _GET, body)
-            return [flow for message in messages if (flow := _flow(message, family))]
-        except DumpInterrupted:
-            continue
-    raise HostError("the conntrack table changed whenever it was listed")
+def _handle(message: memoryview) -> bytes:
+    """What names an entry: its original tuple, its zone, and its id, so that a successor is left alone."""
+    entry = attributes(message[_NFGENMSG_SIZE:])
+    nested = attribute(_TUPLE_ORIG | NLA_F_NESTED, entry[_TUPLE_ORIG])
+    return nested + b"".join(attribute(kind, entry[kind]) for kind in (_ZONE, _ID) if kind in entry)
 
 
-def _flow(message: memoryview, family: Family) -> Flow | None:
-    """A dumped entry; None when it is not UDP."""
-    entry = attributes(message[4:])
-    original = attributes(entry.get(_TUPLE_ORIG, b""))
-    protocol = attributes(original.get(_TUPLE_PROTO, b""))
-    if protocol.get(_PROTO_NUM) != bytes((socket.IPPROTO_UDP,)):
-        return None
-    reply = attributes(entry.get(_TUPLE_REPLY, b""))
-    reply_protocol = attributes(reply.get(_TUPLE_PROTO, b""))
-    source, destination = (_IP_V4_SRC, _IP_V4_DST) if family is Family.IPV4 else (_IP_V6_SRC, _IP_V6_DST)
-    destination_ip = attributes(original.get(_TUPLE_IP, b"")).get(destination, b"")
-    reply_ip = attributes(reply.get(_TUPLE_IP, b"")).get(source, b"")
-    if not destination_ip or not reply_ip:
-        return None
-    kind = _socket_family(family)
-    handle = attribute(_TUPLE_ORIG | NLA_F_NESTED, entry[_TUPLE_ORIG]) + attribute(_ID, entry.get(_ID, bytes(4)))
-    answerer = family.join(socket.inet_ntop(kind, reply_ip), _port(reply_protocol[_PROTO_SRC_PORT]))
-    return Flow((socket.inet_ntop(kind, destination_ip), _port(protocol[_PROTO_DST_PORT])), answerer, handle)
+def _head(length: int, kind: int) -> bytes:
+    return struct.pack("=HH", length, kind)
 
 
-def _port(raw: bytes) -> int:
-    port: int = struct.unpack("!H", raw[:2])[0]
-    return port
+class _Layout:
+    """Where an entry's two tuples are in a message, as every kernel writes them: addresses, then ports, no zone.
 
+    The tuples come first, so that one look at fixed places does for nearly all entries. What looks different is taken
+    apart attribute by attribute.
+    """
 
-def _forget(netlink: Netlink, family: Family, flow: Flow) -> None:
-    body = nfnetlink_body(_socket_family(family), flow.handle)
-    try:
-        netlink.request((_SUBSYSTEM << 8) | _DELETE, 0, body)
-    except OSError as error:
-        if error.errno != errno.ENOENT:  # it ended by itself meanwhile
-            raise
+    def __init__(self, family: Family) -> None:
+        is_v4 = family is Family.IPV4
+        size = 4 if is_v4 else 16
+        self.kind = socket.AF_INET if is_v4 else socket.AF_INET6
+        self._source, self._destination = (_IP_V4_SRC, _IP_V4_DST) if is_v4 else (_IP_V6_SRC, _IP_V6_DST)
+        addresses = f"12s{size}s4s{size}s"  # heads of tuple, addresses and source; source; head; destination
+        ports = "8sB3x4s2s2x4s2s2x"  # heads of protocol and number; number; head; source port; head; destination port
+        self._fields = struct.Struct(f"={_NFGENMSG_SIZE}x" + 2 * (addresses + ports))
+        self._heads = (*self._heads_of(_TUPLE_ORIG, size), *self._heads_of(_TUPLE_REPLY, size))
+
+    def _heads_of(self, which: int, size: int) -> Iterator[bytes]:
+        addresses, ports = 4 + 2 * (4 + size), 4 + 8 + 8 + 8
+        outer = _head(4 + addresses + ports, which | NLA_F_NESTED) + _head(addresses, _TUPLE_IP | NLA_F_NESTED)
+        yield outer + _head(4 + size, self._source)
+        yield _head(4 + size, self._destination)
+        yield _head(ports, _TUPLE_PROTO | NLA_F_NESTED) + _head(5, _PROTO_NUM)
+        yield _head(6, _PROTO_SRC_PORT)
+        yield _head(6, _PROTO_DST_PORT)
+
+    def read(self, message: memoryview) -> tuple[_WirePlace, _WirePlace] | None:
+        """Where the client sent its first packet, and who answers; None when the entry is not UDP."""
+        if len(message) < self._fields.size:
+            return self._read_slowly(message)
+        (h0, _, h1, to, h2, number, h3, _, h4, to_port, h5, by, h6, _, h7, _, h8, by_port, h9, _) = (
+            self._fields.unpack_from(message)
+        )
+        if (h0, h1, h2, h3, h4, h5, h6, h7, h8, h9) != self._heads:
+            return self._read_slowly(message)
+        return ((to, to_port), (by, by_port)) if number == socket.IPPROTO_UDP else None
+
+    def _read_slowly(self, message: memoryview) -> tuple[_WirePlace, _WirePlace] | None:
+        entry = attributes(message[_NFGENMSG_SIZE:])
+        original, reply = (attributes(entry.get(which, b"")) for which in (_TUPLE_ORIG, _TUPLE_REPLY))
+        ports, reply_ports = (attributes(parts.get(_TUPLE_PROTO, b"")) for parts in (original, reply))
+        if ports.get(_PROTO_NUM) != bytes((socket.IPPROTO_UDP,)):
+            return None
+        to = attributes(original.get(_TUPLE_IP, b"")).get(self._destination, b"")
+        by = attributes(reply.get(_TUPLE_IP, b"")).get(self._source, b"")
+        return (to, ports.get(_PROTO_DST_PORT, b"")), (by, reply_ports.get(_PROTO_SRC_PORT, b""))

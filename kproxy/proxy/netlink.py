@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kproxy.errors import HostError
 
@@ -32,7 +32,10 @@ _NLM_F_DUMP_INTR = 0x10
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
+_ERROR_CODE = struct.Struct("=i")
 _BUFFER = 1 << 20
+_BATCH = 64
+"""Requests in one message; their answers have to fit the receive buffer."""
 
 
 class DumpInterrupted(HostError):
@@ -93,6 +96,22 @@ class Netlink:
         for _ in self._exchange(kind, flags | NLM_F_ACK, body):
             continue
 
+    def request_many(self, kind: int, flags: int, bodies: Sequence[bytes]) -> list[OSError]:
+        """Many requests of one kind, several a message; returns why some of them were refused.
+
+        Raises:
+            OSError: the socket failed.
+        """
+        refused = []
+        for first in range(0, len(bodies), _BATCH):
+            batch = bodies[first : first + _BATCH]
+            self._socket.send(b"".join(self._message(kind, flags | NLM_F_ACK, body) for body in batch))
+            for _ in batch:
+                code = _ERROR_CODE.unpack_from(self._socket.recv(_BUFFER), _HEADER.size)[0]
+                if code:
+                    refused.append(OSError(-code, os.strerror(-code)))
+        return refused
+
     def dump(self, kind: int, body: bytes) -> Iterator[memoryview]:
         """The bodies of all messages of a dump.
 
@@ -103,9 +122,7 @@ class Netlink:
         return self._exchange(kind, NLM_F_DUMP, body)
 
     def _exchange(self, kind: int, flags: int, body: bytes) -> Iterator[memoryview]:
-        self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(body), kind, flags | NLM_F_REQUEST, self._sequence, 0)
-        self._socket.send(header + body)
+        self._socket.send(self._message(kind, flags, body))
         while True:
             received = memoryview(self._socket.recv(_BUFFER))
             offset = 0
@@ -120,9 +137,14 @@ class Netlink:
                 if answer == _NLMSG_DONE:
                     return
                 if answer == _NLMSG_ERROR:
-                    _raise_errno(struct.unpack_from("=i", payload)[0])
+                    _raise_errno(_ERROR_CODE.unpack_from(payload)[0])
                     return
                 yield payload
+
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+        self._sequence += 1
+        header = _HEADER.pack(_HEADER.size + len(body), kind, flags | NLM_F_REQUEST, self._sequence, 0)
+        return header + body + bytes(-len(body) % 4)
 
 
 def _raise_errno(code: int) -> None:

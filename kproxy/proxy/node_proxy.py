@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -28,7 +29,7 @@ from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import Runner
 from kproxy.proxy.service_health import ServiceHealthServers
-from kproxy.proxy.setup import has_localhost_node_ports, iptables_settings, node_ip, node_port_scope
+from kproxy.proxy.setup import has_localhost_node_ports, iptables_settings, is_loopback, node_ip, node_port_scope
 from kproxy.proxy.sources import Source
 
 _LOG = logging.getLogger(__name__)
@@ -253,17 +254,28 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, health: Healt
             sysctls.route_localnet()
         settings = iptables_settings(config, node, family, features(tools, counters))
         _LOG.info("%s: iptables-%s, node address %s", family.value, variant, node_ip(config, node, family))
+        backend = IptablesBackend(tools, settings)
+        node_ports_at = partial(node_port_addresses, config, node, family)
         proxiers.append(
             Proxier(
                 family=family,
                 tracker=Tracker(family, name),
-                backend=IptablesBackend(tools, settings),
+                backend=backend,
                 runner=Runner(config.iptables_min_sync_period, config.iptables_sync_period),
-                conntrack=ConntrackReconciler(family, local_addresses),
+                conntrack=ConntrackReconciler(family, node_ports_at, backend.earlier_udp_frontends),
                 health_checks=ServiceHealthServers(_health_addresses(config, node, family), health.is_healthy),
             )
         )
     return proxiers
+
+
+def node_port_addresses(config: ProxyConfig, node: NodeFacts, family: Family) -> tuple[str, ...]:
+    """The host's addresses of a family on which node ports answer now."""
+    addresses = tuple(address for address in local_addresses() if family.has(address))
+    scope = node_port_scope(config, node, family, addresses)
+    if scope.addresses is not None:
+        return scope.addresses
+    return tuple(address for address in addresses if scope.includes_loopback or not is_loopback(address))
 
 
 def _usable_tools(variant: Variant, family: Family, *, is_primary: bool) -> Tools:

@@ -94,10 +94,11 @@ def node_port_scope(
         for address in local_addresses
         if family.has(address)
         and any(contains(cidr, address) for cidr in cidrs)
-        and (uses_loopback or not _is_loopback(address))
+        and (uses_loopback or not is_loopback(address))
     }
     return NodePortScope(tuple(sorted(chosen)), uses_loopback)
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether a canonical address is this very host's alone."""
     return address == "::1" or address.startswith("127.")

@@ -50,10 +50,13 @@ class FakeBackend:
 class Nothing:
     def __init__(self) -> None:
         self.udp_passes = 0
+        self.error: HostError | None = None
         self.health_checks: dict[ServiceName, HealthCheck] = {}
 
     def reconcile(self, ports: Any) -> int:
         self.udp_passes += 1
+        if self.error:
+            raise self.error
         return 0
 
     def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
@@ -273,13 +276,28 @@ def test_new_zone_is_a_full_sync() -> None:
     assert [delta.is_full for delta in world.backend.deltas] == [True, True]
 
 
-def test_udp_flows_are_looked_at_after_udp_changes_only() -> None:
+def test_udp_flows_are_looked_at_at_the_start_and_after_udp_changes_only() -> None:
     world = World(iptables_min_sync_period=0.0)
     world.tell(service(), endpoints("10.244.0.2"))
-    assert world.other.udp_passes == 0
-
-    world.tell(service(protocol="UDP"), endpoints("10.244.0.2", protocol="UDP"), rv=2)
     assert world.other.udp_passes == 1
-    world.tell(rv=3)
-
+    world.tell(service(port=81), endpoints("10.244.0.3"), rv=2)
     assert world.other.udp_passes == 1
+
+    world.tell(service(protocol="UDP"), endpoints("10.244.0.2", protocol="UDP"), rv=3)
+    assert world.other.udp_passes == 2
+    world.tell(rv=4)
+
+    assert world.other.udp_passes == 2
+
+
+def test_flows_that_could_not_be_looked_at_are_looked_at_again(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(iptables_sync_period=30.0)
+    world.other.error = HostError("no conntrack")
+    world.tell(service())
+    assert "stale UDP flows stay for now: no conntrack" in caplog.text
+
+    world.other.error = None
+    world.sleep(31.0)
+    world.sleep(31.0)
+
+    assert world.other.udp_passes == 2

@@ -8,6 +8,7 @@ Law: pure. A full and a partial way to the same plans end in the same rules.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -32,6 +33,9 @@ LARGE_CLUSTER_ENDPOINTS = 1000
 CANARY_TABLES = ("mangle", "nat", "filter")
 TABLES = ("filter", "nat")
 
+_FRONTEND_RULES = tuple(f"-A {chain} " for chain in (chains.SERVICES, chains.EXTERNAL_SERVICES, chains.NODE_PORTS))
+_UDP_FRONTEND = re.compile(r"^-A \S+ (?:-d (?P<address>[^/ ]+)/(?:32|128) )?.*-m udp --dport (?P<port>\d+) ")
+
 _BUILT_IN = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
 
 
@@ -41,10 +45,12 @@ class Found(msgspec.Struct, frozen=True):
     Attributes:
         chains: names of user-defined chains, per table.
         built_in_rules: rules of built-in chains, per table.
+        udp_frontends: (address, port) of every UDP frontend that a rule names; the address of node ports is empty.
     """
 
     chains: Mapping[str, frozenset[str]] = {}
     built_in_rules: Mapping[str, frozenset[str]] = {}
+    udp_frontends: frozenset[tuple[str, int]] = frozenset()
 
 
 class Changed(msgspec.Struct):
@@ -243,6 +249,7 @@ def parse_saved(text: str) -> Found:
     """
     user_chains: dict[str, set[str]] = {}
     rules: dict[str, set[str]] = {}
+    frontends = set()
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
@@ -254,7 +261,10 @@ def parse_saved(text: str) -> Found:
                 user_chains[table].add(name)
         elif line.startswith("-A ") and line.split(" ", 2)[1] not in user_chains[table]:
             rules[table].add(line)
+        elif line.startswith(_FRONTEND_RULES) and (frontend := _UDP_FRONTEND.search(line)):
+            frontends.add((frontend["address"] or "", int(frontend["port"])))
     return Found(
         {table: frozenset(names) for table, names in user_chains.items()},
         {table: frozenset(lines) for table, lines in rules.items()},
+        frozenset(frontends),
     )

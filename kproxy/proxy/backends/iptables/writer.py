@@ -8,7 +8,7 @@ from kproxy.errors import HostError, TransactionError
 from kproxy.proxy.backends import Condition
 from kproxy.proxy.backends.iptables import chains
 from kproxy.proxy.backends.iptables.host import LOCK_WAIT_SECONDS, Tools, run_tool
-from kproxy.proxy.backends.iptables.render import CANARY_TABLES, TABLES, RuleSet, parse_saved
+from kproxy.proxy.backends.iptables.render import CANARY_TABLES, TABLES, Found, RuleSet, parse_saved
 from kproxy.proxy.backends.iptables.rules import CLEANED_JUMPS, Settings
 from kproxy.proxy.plan import PlanDelta
 
@@ -26,6 +26,7 @@ class IptablesBackend:
     def __init__(self, tools: Tools, settings: Settings) -> None:
         self._tools = tools
         self._rules = RuleSet(settings)
+        self._found = Found()
 
     def apply(self, delta: PlanDelta) -> None:
         """Make the kernel hold what the delta says.
@@ -36,10 +37,14 @@ class IptablesBackend:
         """
         changed = self._rules.take(delta)
         if delta.is_full:
-            found = parse_saved(run_tool((self._tools.save,)))
-            self._restore(self._rules.restore_all(found))
+            self._found = parse_saved(run_tool((self._tools.save,)))
+            self._restore(self._rules.restore_all(self._found))
         elif text := self._rules.restore_changed(changed):
             self._restore(text)
+
+    def earlier_udp_frontends(self) -> frozenset[tuple[str, int]]:
+        """UDP frontends in the kernel before the last full sync, as (address, port); a node port's address is empty."""
+        return self._found.udp_frontends
 
     def condition(self) -> Condition:
         """How much of what was written is left, told by the canary chains.

@@ -325,6 +325,8 @@ def node_status(node: NodeConfig) -> Object:
     return {
         "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
         "conditions": [ready],
+        # Nodes share the machine and are alike: equal parts of it, which is what topology-mode goes by.
+        "allocatable": {"cpu": "1"},
         "nodeInfo": {"operatingSystem": "linux", "kernelVersion": os.uname().release},
     }
 

@@ -25,12 +25,14 @@ from kproxy.cluster.controllers.endpoint_slices import (
 )
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
 from kproxy.cluster.controllers.ownership import controller_reference
+from kproxy.cluster.controllers.trigger_times import ANNOTATION
 
 MANAGED_BY = "endpointslicemirroring-controller.k8s.io"
 MAX_ADDRESSES = 1000
-"""Of one subset; what is beyond is left out."""
+"""Of one subset, which becomes one slice a family; what is beyond is left out."""
 _SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 _LEADER = "control-plane.alpha.kubernetes.io/leader"
+_OWN_ANNOTATIONS = (ANNOTATION, "kubectl.kubernetes.io/last-applied-configuration")
 
 
 def is_mirrored(endpoints: Object | None, service: Object | None) -> bool:
@@ -97,8 +99,17 @@ def _owner(endpoints: Object) -> SliceOwner:
     metadata = endpoints["metadata"]
     own = {SERVICE_NAME_LABEL: metadata["name"], MANAGED_BY_LABEL: MANAGED_BY}
     labels = {**(metadata.get("labels") or {}), **own}
-    reference = controller_reference(endpoints)
-    return SliceOwner(metadata["namespace"], metadata["name"], labels, reference, ("IPv4", "IPv6"), keeps_empty=False)
+    annotations = metadata.get("annotations") or {}
+    return SliceOwner(
+        metadata["namespace"],
+        metadata["name"],
+        labels,
+        controller_reference(endpoints),
+        ("IPv4", "IPv6"),
+        keeps_empty=False,
+        max_endpoints=MAX_ADDRESSES,
+        annotations={key: value for key, value in annotations.items() if key not in _OWN_ANNOTATIONS},
+    )
 
 
 def _endpoint(entry: Object, *, is_ready: bool) -> Object:

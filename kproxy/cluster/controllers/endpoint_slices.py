@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from kproxy.client import Client
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.informer import Informer, Informers, Name, name_of
 from kproxy.cluster.controllers.ownership import controller_reference
+from kproxy.cluster.controllers.topology_hints import is_automatic, with_hints, zone_of
+from kproxy.cluster.controllers.trigger_times import ANNOTATION, TriggerTimes
 from kproxy.errors import KproxyError, NotFound
 
 MANAGED_BY = "endpointslice-controller.k8s.io"
@@ -28,10 +31,11 @@ MAX_ENDPOINTS = 100
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
-ZONE_LABEL = "topology.kubernetes.io/zone"
 _RESERVED_LABELS = (SERVICE_NAME_LABEL, MANAGED_BY_LABEL, HEADLESS_LABEL)
 BY_SERVICE = "by-service"
 """The index of slices by ``namespace/service``."""
+
+_LOG = logging.getLogger(__name__)
 
 Ports = tuple[tuple[tuple[str, Any], ...], ...]
 """A resolved port list in a form that can be compared: each port as its sorted fields."""
@@ -56,6 +60,8 @@ class SliceOwner:
         reference: the ownerReference that they carry.
         families: for which there are slices.
         keeps_empty: whether an empty slice a family stays when there are no endpoints.
+        max_endpoints: of one slice.
+        annotations: all annotations that they have; None leaves them to others.
     """
 
     namespace: str
@@ -64,6 +70,23 @@ class SliceOwner:
     reference: Object
     families: Sequence[str]
     keeps_empty: bool = True
+    max_endpoints: int = MAX_ENDPOINTS
+    annotations: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The endpoints of a Service.
+
+    Attributes:
+        groups: by what all endpoints of a slice share.
+        left_out: why pods that are selected are not there yet; they come when their node does.
+        without_hints: why topology-mode gives no hints, by address family.
+    """
+
+    groups: Mapping[Group, Sequence[Object]]
+    left_out: Sequence[str] = ()
+    without_hints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,28 +111,45 @@ def has_slices(service: Object) -> bool:
     return spec.get("type") != "ExternalName" and bool(spec.get("selector"))
 
 
-def endpoints_of(service: Object, pods: Iterable[Object], nodes: Mapping[str, Object]) -> dict[Group, list[Object]]:
+def endpoints_of(
+    service: Object, pods: Iterable[Object], nodes: Mapping[str, Object], existing: Iterable[Object] = ()
+) -> Endpoints:
     """The endpoints of a Service, grouped as slices are.
 
     Args:
         service: with families and selector.
         pods: the pods of its namespace.
         nodes: all nodes by name.
-
-    Raises:
-        NodeMissing: a selected pod's node is unknown, and the Service does not publish pods that are not ready.
+        existing: its slices as they are, whose hints by topology-mode stay where they still fit.
     """
-    groups: dict[Group, list[Object]] = {}
+    listed: dict[str, list[tuple[Ports, Object]]] = {}
+    left_out = []
     for pod in pods:
         if not _is_candidate(service, pod):
             continue
-        node = _node_of(service, pod, nodes)
+        name = pod["spec"].get("nodeName", "")
+        if name and name not in nodes and not service["spec"].get("publishNotReadyAddresses"):
+            left_out.append(f"pod {'/'.join(name_of(pod))} names node {name!r}, which is not there")
+            continue
         ports = _resolve_ports(service, pod)
         for family in service["spec"].get("ipFamilies") or ("IPv4",):
             addresses = _addresses(pod, family)
             if addresses:
-                groups.setdefault(Group(family, ports), []).append(_endpoint(service, pod, node, addresses))
-    return groups
+                endpoint = _endpoint(service, pod, nodes.get(name), addresses)
+                listed.setdefault(family, []).append((ports, endpoint))
+    before = _hinted_zones(existing) if is_automatic(service) else {}
+    groups: dict[Group, list[Object]] = {}
+    without_hints = {}
+    for family, found in listed.items():
+        known = {
+            index: before[identity] for index, (_, item) in enumerate(found) if (identity := _identity(item)) in before
+        }
+        hinted, reason = with_hints(service, [item for _, item in found], nodes.values(), known)
+        if reason:
+            without_hints[family] = reason
+        for (ports, _), endpoint in zip(found, hinted, strict=True):
+            groups.setdefault(Group(family, ports), []).append(endpoint)
+    return Endpoints(groups, left_out, without_hints)
 
 
 def owner_of(service: Object) -> SliceOwner:
@@ -164,6 +204,8 @@ class EndpointSliceController(Controller[Name]):
         self._services, self._pods = informers.of(SERVICE), informers.of(POD)
         self._nodes, self._slices = informers.of(NODE), informers.of(ENDPOINT_SLICE)
         self._slices.add_index(BY_SERVICE, service_of_slice)
+        self._triggers = TriggerTimes()
+        self._unhinted: dict[tuple[Name, str], str] = {}
         self._services.add_handler(lambda before, after: self._add(before, after))
         self._slices.add_handler(self._on_slice)
         self._pods.add_handler(self._on_pod)
@@ -174,11 +216,27 @@ class EndpointSliceController(Controller[Name]):
         service = self._services.get(key)
         slices = [item for item in self._slices.indexed(BY_SERVICE, "/".join(key)) if is_managed(item, MANAGED_BY)]
         if service is None or not has_slices(service):
+            self._triggers.forget(key)
             carry_out(self.client, self._slices, SlicePlan(delete=slices))
             return
         nodes = {node["metadata"]["name"]: node for node in self._nodes.all_of()}
-        desired = endpoints_of(service, self._pods.all_of(key[0]), nodes)
-        carry_out(self.client, self._slices, plan_slices(owner_of(service), slices, desired))
+        pods = [pod for pod in self._pods.all_of(key[0]) if _selects(service, pod)]
+        found = endpoints_of(service, pods, nodes, slices)
+        self._tell_about_hints(key, found)
+        plan = plan_slices(owner_of(service), slices, found.groups)
+        carry_out(self.client, self._slices, _stamped(plan, self._triggers.look(service, pods)))
+        if found.left_out:
+            raise NodeMissing("; ".join(found.left_out))
+
+    def _tell_about_hints(self, key: Name, found: Endpoints) -> None:
+        """Says once that a Service that asks for hints gets none (Kubernetes sends an event)."""
+        for family in ("IPv4", "IPv6"):
+            reason = found.without_hints.get(family, "")
+            if reason and self._unhinted.get((key, family)) != reason:
+                _LOG.warning(
+                    "Service %s: TopologyAwareHintsDisabled: %s, addressType: %s", "/".join(key), reason, family
+                )
+            self._unhinted[key, family] = reason
 
     def _add(self, *objects: Object | None) -> None:
         for obj in objects:
@@ -199,8 +257,11 @@ class EndpointSliceController(Controller[Name]):
                 self._add(service)
 
     def _on_node(self, before: Object | None, after: Object | None) -> None:
-        if before is None or after is None or _zone(before) != _zone(after):
-            self._add(*(service for service in self._services.all_of() if has_slices(service)))
+        is_new_here = before is None or after is None or zone_of(before) != zone_of(after)
+        has_other_means = is_new_here or before is None or after is None or _means(before) != _means(after)
+        for service in self._services.all_of():
+            if has_slices(service) and (is_new_here or (has_other_means and is_automatic(service))):
+                self._add(service)
 
 
 # ----- endpoints
@@ -216,14 +277,6 @@ def _is_candidate(service: Object, pod: Object) -> bool:
     return bool(has_address) and status.get("phase") not in ("Succeeded", "Failed") and _selects(service, pod)
 
 
-def _node_of(service: Object, pod: Object, nodes: Mapping[str, Object]) -> Object | None:
-    name = pod["spec"].get("nodeName", "")
-    node = nodes.get(name)
-    if name and node is None and not service["spec"].get("publishNotReadyAddresses"):
-        raise NodeMissing(f"pod {'/'.join(name_of(pod))} names node {name!r}, which is not there")
-    return node
-
-
 def _addresses(pod: Object, family: str) -> list[str]:
     status = pod["status"]
     texts = [entry["ip"] for entry in status.get("podIPs") or ()] or [status.get("podIP", "")]
@@ -236,7 +289,7 @@ def _endpoint(service: Object, pod: Object, node: Object | None, addresses: list
     endpoint: Object = {"addresses": addresses, "conditions": _conditions(service, pod)}
     if spec.get("nodeName"):
         endpoint["nodeName"] = spec["nodeName"]
-    zone = _zone(node) if node is not None else ""
+    zone = zone_of(node) if node is not None else ""
     if zone:
         endpoint["zone"] = zone
     if spec.get("hostname") and spec.get("subdomain") == service["metadata"]["name"]:
@@ -247,9 +300,6 @@ def _endpoint(service: Object, pod: Object, node: Object | None, addresses: list
         "name": metadata["name"],
         "uid": metadata["uid"],
     }
-    hints = _hints(service, endpoint)
-    if hints:
-        endpoint["hints"] = hints
     return endpoint
 
 
@@ -270,22 +320,22 @@ def is_pod_ready(pod: Object) -> bool:
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
-def _hints(service: Object, endpoint: Object) -> Object:
-    """Hints by trafficDistribution (endpointslice/trafficdist)."""
-    distribution = service["spec"].get("trafficDistribution")
-    zone, node = endpoint.get("zone"), endpoint.get("nodeName")
-    hints: Object = {}
-    if not distribution or not endpoint["conditions"]["ready"]:
-        return hints
-    if zone:
-        hints["forZones"] = [{"name": zone}]
-    if distribution == "PreferSameNode" and node:
-        hints["forNodes"] = [{"name": node}]
-    return hints
+def _hinted_zones(slices: Iterable[Object]) -> dict[tuple[Any, ...], str]:
+    """The one zone that each endpoint is hinted for, by its identity."""
+    zones: dict[tuple[Any, ...], str] = {}
+    for item in slices:
+        for endpoint in item.get("endpoints") or ():
+            named = (endpoint.get("hints") or {}).get("forZones") or []
+            if len(named) == 1:
+                zones[_identity(endpoint)] = named[0]["name"]
+    return zones
 
 
-def _zone(node: Object) -> str:
-    return str((node["metadata"].get("labels") or {}).get(ZONE_LABEL, ""))
+def _means(node: Object) -> tuple[Any, ...]:
+    """What topology-mode looks at beside the zone."""
+    status, labels = node.get("status") or {}, node["metadata"].get("labels") or {}
+    readiness = [item.get("status") for item in status.get("conditions") or () if item.get("type") == "Ready"]
+    return status.get("allocatable"), readiness, [label for label in labels if label.startswith("node-role.")]
 
 
 # ----- ports
@@ -388,24 +438,27 @@ def _plan_group(plan: SlicePlan, fill: _Fill, existing: Sequence[Object], endpoi
         else:
             touched.append(changed)
     rest = list(left.values())
+    most = fill.owner.max_endpoints
     for item in sorted(touched, key=lambda candidate: -len(candidate["endpoints"])):
-        room = MAX_ENDPOINTS - len(item["endpoints"])
+        room = most - len(item["endpoints"])
         item["endpoints"] = item["endpoints"] + rest[:room]
         rest = rest[room:]
-    if rest and (best := _best_fit(untouched, len(rest))) is not None:
-        touched.append({**best, "endpoints": best["endpoints"] + rest})
-        rest = []
+    while rest:
+        best = _best_fit(untouched, len(rest), most)
+        if best is None:
+            plan.create.append(_new_slice(fill, rest[:most]))
+            rest = rest[most:]
+        else:
+            touched.append({**best, "endpoints": best["endpoints"] + rest})
+            rest = []
     plan.update += touched
-    plan.create += [
-        _new_slice(fill, rest[start : start + MAX_ENDPOINTS]) for start in range(0, len(rest), MAX_ENDPOINTS)
-    ]
     if fill.keeps_empty and not existing:
         plan.create.append(_new_slice(fill, []))
 
 
-def _best_fit(slices: Sequence[Object], count: int) -> Object | None:
+def _best_fit(slices: Sequence[Object], count: int, most: int) -> Object | None:
     """The slice that is fullest once ``count`` endpoints are added, if there is one with room for all of them."""
-    fitting = [item for item in slices if len(item["endpoints"]) + count <= MAX_ENDPOINTS]
+    fitting = [item for item in slices if len(item["endpoints"]) + count <= most]
     return max(fitting, key=lambda item: len(item["endpoints"]), default=None)
 
 
@@ -415,8 +468,29 @@ def _identity(endpoint: Object) -> tuple[Any, ...]:
 
 
 def _relabelled(item: Object, owner: SliceOwner) -> Object:
-    """The slice with the labels that its owner gives it."""
-    return {**item, "metadata": {**item["metadata"], "labels": dict(owner.labels)}}
+    """The slice with the labels and annotations that its owner gives it."""
+    metadata = {**item["metadata"], "labels": dict(owner.labels)}
+    if owner.annotations is not None and dict(owner.annotations) != (metadata.get("annotations") or {}):
+        metadata["annotations"] = dict(owner.annotations)
+    return {**item, "metadata": metadata}
+
+
+def _stamped(plan: SlicePlan, trigger_time: str) -> SlicePlan:
+    """The plan with the moment that caused it on every slice that it writes."""
+    return SlicePlan(
+        [_with_trigger(item, trigger_time) for item in plan.create],
+        [_with_trigger(item, trigger_time) for item in plan.update],
+        plan.delete,
+    )
+
+
+def _with_trigger(item: Object, trigger_time: str) -> Object:
+    annotations = {**(item["metadata"].get("annotations") or {})}
+    annotations.pop(ANNOTATION, None)
+    if trigger_time:
+        annotations[ANNOTATION] = trigger_time
+    metadata = {key: value for key, value in item["metadata"].items() if key != "annotations"}
+    return {**item, "metadata": {**metadata, "annotations": annotations} if annotations else metadata}
 
 
 def _labels(service: Object) -> dict[str, str]:
@@ -431,6 +505,7 @@ def _labels(service: Object) -> dict[str, str]:
 
 def _new_slice(fill: _Fill, endpoints: list[Object]) -> Object:
     owner = fill.owner
+    annotations = {"annotations": dict(owner.annotations)} if owner.annotations else {}
     return {
         "apiVersion": ENDPOINT_SLICE.api_version,
         "kind": ENDPOINT_SLICE.name,
@@ -439,6 +514,7 @@ def _new_slice(fill: _Fill, endpoints: list[Object]) -> Object:
             "namespace": owner.namespace,
             "labels": dict(owner.labels),
             "ownerReferences": [owner.reference],
+            **annotations,
         },
         "addressType": fill.group.family,
         "endpoints": endpoints,

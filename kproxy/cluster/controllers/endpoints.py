@@ -6,6 +6,7 @@ Law: kube-proxy never reads it; it is here for people and programs that do (Kube
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from kproxy.client import Client
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.endpoint_slices import HEADLESS_LABEL, has_slices, is_pod_ready, target_port
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
+from kproxy.cluster.controllers.trigger_times import ANNOTATION, TriggerTimes
 from kproxy.errors import NotFound
 
 MANAGED_BY_LABEL = "endpoints.kubernetes.io/managed-by"
@@ -55,6 +57,7 @@ class EndpointsController(Controller[Name]):
         super().__init__(client, informers)
         self._services, self._pods = informers.of(SERVICE), informers.of(POD)
         self._endpoints = informers.of(ENDPOINTS)
+        self._triggers = TriggerTimes()
         self._deleted: set[Name] = set()  # Services; their Endpoints go too, whoever wrote them
         self._services.add_handler(self._on_service)
         self._endpoints.add_handler(self._on_endpoints)
@@ -64,6 +67,7 @@ class EndpointsController(Controller[Name]):
         """Writes the Endpoints object of the Service of that name."""
         service, present = self._services.get(key), self._endpoints.get(key)
         if service is None:
+            self._triggers.forget(key)
             if present is not None and (key in self._deleted or _is_managed(present)):
                 with contextlib.suppress(NotFound):
                     self.client.delete(ENDPOINTS, key[1], key[0], uid=present["metadata"]["uid"])
@@ -72,11 +76,19 @@ class EndpointsController(Controller[Name]):
             return
         if not has_slices(service):
             return  # without a selector they are somebody else's
-        wanted = endpoints_object(service, self._pods.all_of(key[0]))
+        pods = [pod for pod in self._pods.all_of(key[0]) if _selects(service, pod)]
+        wanted = endpoints_object(service, pods)
+        if trigger_time := self._triggers.look(service, pods):
+            wanted["metadata"].setdefault("annotations", {})[ANNOTATION] = trigger_time
         if present is None:
             self._endpoints.observe(self.client.create(ENDPOINTS, wanted))
         elif not _is_same(present, wanted):
-            wanted["metadata"] = {**present["metadata"], **wanted["metadata"]}
+            others = {name: value for name, value in present["metadata"].items() if name != "annotations"}
+            kept = (present["metadata"].get("annotations") or {}).items()
+            annotations = {key: value for key, value in kept if key not in (OVER_CAPACITY, ANNOTATION)}
+            annotations |= wanted["metadata"].get("annotations") or {}
+            named = {"annotations": annotations} if annotations else {}
+            wanted["metadata"] = {**others, **wanted["metadata"], **named}
             self._endpoints.observe(self.client.update(ENDPOINTS, wanted))
 
     def _on_service(self, before: Object | None, after: Object | None) -> None:
@@ -106,29 +118,57 @@ def _selects(service: Object, pod: Object) -> bool:
     return matches(service["spec"]["selector"], pod["metadata"].get("labels") or {})
 
 
+_Port = tuple[tuple[str, Any], ...]
+"""A port in a form that can be compared: its sorted fields."""
+
+
 def _subsets(service: Object, pods: Iterable[Object]) -> tuple[list[Object], bool]:
-    """Addresses grouped by the port list they share, and whether some were left out; ready ones come first."""
-    groups: dict[tuple[Any, ...], list[tuple[Object, bool]]] = {}
+    """The canonical subsets, and whether addresses were left out.
+
+    Ports that the same addresses have make one subset (Kubernetes: pkg/api/v1/endpoints/util.go, RepackSubsets).
+    """
+    addresses: dict[tuple[str, str], tuple[Object, bool]] = {}
+    by_port: dict[_Port, list[tuple[str, str]]] = {}
     for pod in pods:
         address = _address(service, pod)
-        if address is not None:
-            is_ready = is_pod_ready(pod) or bool(service["spec"].get("publishNotReadyAddresses"))
-            groups.setdefault(_ports(service, pod), []).append((address, is_ready))
-    room = MAX_ADDRESSES
+        if address is None:
+            continue
+        key = address["ip"], address["targetRef"]["uid"]
+        is_ready = is_pod_ready(pod) or bool(service["spec"].get("publishNotReadyAddresses"))
+        addresses[key] = address, is_ready
+        for port in _ports(service, pod):
+            by_port.setdefault(port, []).append(key)
+    by_addresses: dict[tuple[tuple[str, str], ...], list[_Port]] = {}
+    for port in sorted(by_port, key=repr):
+        by_addresses.setdefault(tuple(sorted(by_port[port])), []).append(port)
     subsets = []
-    for ports, addresses in sorted(groups.items(), key=lambda item: repr(item[0])):
-        ordered = sorted(addresses, key=lambda entry: not entry[1])[:room]
-        room -= len(ordered)
-        subset: Object = {}
-        for field, wanted in (("addresses", True), ("notReadyAddresses", False)):
-            listed = [address for address, is_ready in ordered if is_ready is wanted]
-            if listed:
-                subset[field] = listed
-        if subset and ports:
-            subset["ports"] = [dict(port) for port in ports]
-        if subset:
-            subsets.append(subset)
-    return subsets, sum(map(len, groups.values())) > MAX_ADDRESSES
+    for keys, ports in by_addresses.items():
+        listed = [addresses[key] for key in keys]
+        split = {True: [item for item, ready in listed if ready], False: [item for item, ready in listed if not ready]}
+        subsets.append((split[True], split[False], [dict(port) for port in ports if port]))
+    is_truncated = _truncate(subsets)
+    return [_subset(*parts) for parts in subsets if parts[0] or parts[1]], is_truncated
+
+
+def _truncate(subsets: list[tuple[list[Object], list[Object], list[Object]]]) -> bool:
+    """Shortens the lists in place to what one object may hold, each by its share, those that are not ready first."""
+    ready, others = (sum(len(parts[at]) for parts in subsets) for at in (0, 1))
+    if ready + others <= MAX_ADDRESSES:
+        return False
+    at, total, room = (0, ready, MAX_ADDRESSES) if ready > MAX_ADDRESSES else (1, others, MAX_ADDRESSES - ready)
+    left = room
+    for parts in subsets:
+        share = min(math.ceil(len(parts[at]) / total * room), left)
+        del parts[at][share:]
+        left -= len(parts[at])
+        if at == 0:
+            parts[1].clear()
+    return True
+
+
+def _subset(ready: list[Object], others: list[Object], ports: list[Object]) -> Object:
+    named = {"addresses": ready, "notReadyAddresses": others, "ports": ports}
+    return {field: value for field, value in named.items() if value}
 
 
 def _address(service: Object, pod: Object) -> Object | None:
@@ -152,7 +192,10 @@ def _address(service: Object, pod: Object) -> Object | None:
     return address | {"targetRef": {"kind": "Pod", **reference}}
 
 
-def _ports(service: Object, pod: Object) -> tuple[tuple[tuple[str, Any], ...], ...]:
+def _ports(service: Object, pod: Object) -> list[_Port]:
+    """The ports that the pod has for the Service; one empty port stands for a headless Service that names none."""
+    if not service["spec"].get("ports"):
+        return [()]
     ports = []
     for port in service["spec"].get("ports") or ():
         number = target_port(port, pod)
@@ -161,7 +204,7 @@ def _ports(service: Object, pod: Object) -> tuple[tuple[tuple[str, Any], ...], .
         entry: Object = {"port": number, "protocol": port.get("protocol", "TCP")}
         entry |= {field: port[field] for field in ("name", "appProtocol") if port.get(field)}
         ports.append(tuple(sorted(entry.items())))
-    return tuple(ports)
+    return ports
 
 
 def _is_same(present: Object, wanted: Object) -> bool:

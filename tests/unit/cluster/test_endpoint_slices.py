@@ -14,7 +14,6 @@ from kproxy.api.types import Object
 from kproxy.cluster.controllers.endpoint_slices import (
     MAX_ENDPOINTS,
     Group,
-    NodeMissing,
     SlicePlan,
     endpoints_of,
     has_slices,
@@ -52,6 +51,10 @@ def pod(number: int = 1, *, ready: bool = True, deleting: bool = False, node: st
     return {"metadata": metadata, "spec": {"nodeName": node, "containers": [], **spec}, "status": status}
 
 
+def groups_of(of: Object, pods: list[Object], nodes: dict[str, Object]) -> dict[Group, list[Object]]:
+    return {group: list(found) for group, found in endpoints_of(of, pods, nodes).groups.items()}
+
+
 def only(groups: dict[Group, list[Object]]) -> Object:
     ((endpoint,),) = groups.values()
     return endpoint
@@ -73,9 +76,7 @@ CONDITIONS = [
 
 @pytest.mark.parametrize(("ready", "deleting", "publishes", "expected"), CONDITIONS)
 def test_conditions(ready: bool, deleting: bool, publishes: bool, expected: tuple[bool, bool, bool]) -> None:
-    found = only(
-        endpoints_of(service(publishNotReadyAddresses=publishes), [pod(ready=ready, deleting=deleting)], NODES)
-    )
+    found = only(groups_of(service(publishNotReadyAddresses=publishes), [pod(ready=ready, deleting=deleting)], NODES))
     assert tuple(found["conditions"][name] for name in ("ready", "serving", "terminating")) == expected
 
 
@@ -95,12 +96,12 @@ def other_labels() -> Object:
 
 @pytest.mark.parametrize("left_out", [without_address(), ended("Succeeded"), ended("Failed"), other_labels()])
 def test_pods_that_are_no_endpoints(left_out: Object) -> None:
-    assert endpoints_of(service(), [left_out], NODES) == {}
-    assert endpoints_of(service(), [pod()], NODES) != {}
+    assert groups_of(service(), [left_out], NODES) == {}
+    assert groups_of(service(), [pod()], NODES) != {}
 
 
 def test_what_an_endpoint_says_of_its_pod() -> None:
-    found = only(endpoints_of(service(), [pod(hostname="h", subdomain="web")], NODES))
+    found = only(groups_of(service(), [pod(hostname="h", subdomain="web")], NODES))
     assert found == {
         "addresses": ["10.244.0.2"],
         "conditions": {"ready": True, "serving": True, "terminating": False},
@@ -109,20 +110,21 @@ def test_what_an_endpoint_says_of_its_pod() -> None:
         "zone": "a",
         "targetRef": {"kind": "Pod", "namespace": "default", "name": "p1", "uid": "p-1"},
     }
-    bare = only(endpoints_of(service(), [pod(hostname="h", subdomain="other", node="node2")], NODES))
+    bare = only(groups_of(service(), [pod(hostname="h", subdomain="other", node="node2")], NODES))
     assert not {"hostname", "zone"} & bare.keys()
 
 
 def test_a_missing_node_is_waited_for_unless_not_ready_is_published() -> None:
-    with pytest.raises(NodeMissing):
-        endpoints_of(service(), [pod(node="gone")], NODES)
-    assert endpoints_of(service(publishNotReadyAddresses=True), [pod(node="gone")], NODES)
+    found = endpoints_of(service(), [pod(1, node="gone"), pod(2)], NODES)
+    assert found.left_out == ["pod default/p1 names node 'gone', which is not there"]
+    assert only({group: list(items) for group, items in found.groups.items()})["targetRef"]["name"] == "p2"
+    assert groups_of(service(publishNotReadyAddresses=True), [pod(node="gone")], NODES)
 
 
 def test_each_family_has_its_own_endpoints() -> None:
     both = pod()
     both["status"]["podIPs"].append({"ip": "fd00:10:244:1:0::2"})
-    groups = endpoints_of(service(ipFamilies=["IPv4", "IPv6"]), [both, pod(2)], NODES)
+    groups = groups_of(service(ipFamilies=["IPv4", "IPv6"]), [both, pod(2)], NODES)
     assert {group.family: [e["addresses"] for e in found] for group, found in groups.items()} == {
         "IPv4": [["10.244.0.2"], ["10.244.0.3"]],
         "IPv6": [["fd00:10:244:1::2"]],
@@ -148,13 +150,13 @@ PORTS = [
 
 @pytest.mark.parametrize(("port", "target", "numbers"), [case[1:] for case in PORTS], ids=[case[0] for case in PORTS])
 def test_target_ports(port: Object, target: Object, numbers: list[int]) -> None:
-    (group,) = endpoints_of(service(ports=[port]), [target], NODES)
+    (group,) = groups_of(service(ports=[port]), [target], NODES)
     assert [dict(entry)["port"] for entry in group.ports] == numbers
 
 
 def test_pods_that_name_different_numbers_are_in_different_slices() -> None:
     pods = [pod(1, containers=container(HTTP)), pod(2, containers=container({**HTTP, "containerPort": 9090}))]
-    plan = plan_slices(owner_of(service()), [], endpoints_of(service(ports=[NAMED]), pods, NODES))
+    plan = plan_slices(owner_of(service()), [], groups_of(service(ports=[NAMED]), pods, NODES))
     assert sorted((item["ports"][0]["port"], len(item["endpoints"])) for item in plan.create) == [(8080, 1), (9090, 1)]
 
 
@@ -169,7 +171,7 @@ HINTS = [
 
 @pytest.mark.parametrize(("distribution", "ready", "hints"), HINTS)
 def test_hints(distribution: str | None, ready: bool, hints: Object | None) -> None:
-    found = only(endpoints_of(service(trafficDistribution=distribution), [pod(ready=ready)], NODES))
+    found = only(groups_of(service(trafficDistribution=distribution), [pod(ready=ready)], NODES))
     assert found.get("hints") == hints
 
 
@@ -208,7 +210,7 @@ class Written:
     def sync(self, numbers: list[int] | set[int], **spec: Any) -> None:
         of = service(**spec)
         self.carry_out(
-            plan_slices(owner_of(of), self.slices, endpoints_of(of, [pod(number) for number in sorted(numbers)], NODES))
+            plan_slices(owner_of(of), self.slices, groups_of(of, [pod(number) for number in sorted(numbers)], NODES))
         )
 
 
@@ -260,7 +262,7 @@ def test_slices_of_an_earlier_service_of_that_name_are_deleted() -> None:
     written.sync([1])
     again = service()
     again["metadata"]["uid"] = "u-2"
-    plan = plan_slices(owner_of(again), written.slices, endpoints_of(again, [pod(1)], NODES))
+    plan = plan_slices(owner_of(again), written.slices, groups_of(again, [pod(1)], NODES))
     assert plan.delete == written.slices
     assert [len(item["endpoints"]) for item in plan.create] == [1]
 
@@ -270,7 +272,7 @@ def test_an_address_used_again_by_another_pod_is_another_endpoint() -> None:
     written.sync([1])
     renewed = pod(1)
     renewed["metadata"] |= {"name": "other", "uid": "o"}
-    written.carry_out(plan_slices(owner_of(service()), written.slices, endpoints_of(service(), [renewed], NODES)))
+    written.carry_out(plan_slices(owner_of(service()), written.slices, groups_of(service(), [renewed], NODES)))
     assert [endpoint["targetRef"]["name"] for endpoint in written.slices[0]["endpoints"]] == ["other"]
 
 

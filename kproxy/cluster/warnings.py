@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kproxy.api import known_fields
+from kproxy.api import formats, known_fields
 from kproxy.api.kinds import DEPLOYMENT, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.labels import matches
 from kproxy.api.types import Object
@@ -18,6 +18,8 @@ from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.store import Transaction
 
 _WITH_PODS = (POD, DEPLOYMENT, REPLICA_SET)
+_TOPOLOGY_MODE = "service.kubernetes.io/topology-mode"
+_OLDER_TOPOLOGY_MODE = "service.kubernetes.io/topology-aware-hints"
 
 
 def of_object(kind: Kind, request: Object, stored: Object, settings: ClusterSettings) -> Iterator[str]:
@@ -58,27 +60,53 @@ def of_apply(applied: Mapping[int, Object], transaction: Transaction) -> Iterato
 
 
 def _of_service(service: Object) -> Iterator[str]:
+    """Kubernetes: GetWarningsForService, in its order."""
     spec = service["spec"]
-    is_headless = spec.get("clusterIP") == "None"
-    if is_headless and spec.get("sessionAffinity", "None") != "None":
-        yield "spec.SessionAffinity is ignored for headless services"
-    if is_headless and spec.get("externalIPs"):
-        yield 'spec.externalIPs is ignored when spec.clusterIP is "None"'
-    if is_headless and spec.get("loadBalancerIP"):
-        yield 'spec.loadBalancerIP is ignored when spec.clusterIP is "None"'
-    if spec.get("externalIPs") and spec["type"] == "ExternalName":
-        yield 'spec.externalIPs is ignored when spec.type is "ExternalName"'
-    elif spec.get("externalIPs"):
-        yield "spec.externalIPs is deprecated and will be removed in a future release"
-    if spec.get("externalName") and spec["type"] != "ExternalName":
-        yield 'spec.externalName is ignored when spec.type is not "ExternalName"'
-    if "service.kubernetes.io/topology-aware-hints" in (service["metadata"].get("annotations") or {}):
-        yield (
-            "annotation service.kubernetes.io/topology-aware-hints is deprecated, please use "
-            "service.kubernetes.io/topology-mode instead"
-        )
+    external_ips, is_external_name = spec.get("externalIPs") or [], spec["type"] == "ExternalName"
+    is_headless = spec["type"] == "ClusterIP" and spec.get("clusterIP") == "None"
+    if _OLDER_TOPOLOGY_MODE in (service["metadata"].get("annotations") or {}):
+        yield f"annotation {_OLDER_TOPOLOGY_MODE} is deprecated, please use {_TOPOLOGY_MODE} instead"
+    for index, address in enumerate(spec.get("clusterIPs") or []):
+        yield from _of_ip(f"spec.clusterIPs[{index}]", address)
+    if is_headless:
+        yield from _of_headless(spec)
+    for index, address in enumerate(external_ips):
+        yield from _of_ip(f"spec.externalIPs[{index}]", address)
+    if external_ips and not is_headless and not is_external_name:
+        yield "spec.externalIPs is deprecated and may no longer be implemented in some clusters"
+    yield from _of_ip("spec.loadBalancerIP", spec.get("loadBalancerIP") or "")
+    for index, cidr in enumerate(spec.get("loadBalancerSourceRanges") or []):
+        yield from _of_cidr(f"spec.loadBalancerSourceRanges[{index}]", cidr)
+    yield from _of_type(spec)
     if spec.get("trafficDistribution") == "PreferClose":
-        yield "spec.trafficDistribution: PreferClose is deprecated, use PreferSameZone"
+        yield 'spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"'
+
+
+def _of_headless(spec: Object) -> Iterator[str]:
+    for key in ("loadBalancerIP", "externalIPs"):
+        if spec.get(key):
+            yield f"spec.{key} is ignored for headless services"
+    if spec.get("sessionAffinity", "None") != "None":
+        yield "spec.SessionAffinity is ignored for headless services"
+
+
+def _of_type(spec: Object) -> Iterator[str]:
+    if spec["type"] == "ExternalName" and spec.get("externalIPs"):
+        yield 'spec.externalIPs is ignored when spec.type is "ExternalName"'
+    if spec["type"] != "ExternalName" and spec.get("externalName"):
+        yield 'spec.externalName is ignored when spec.type is not "ExternalName"'
+
+
+def _of_ip(path: str, text: str) -> Iterator[str]:
+    address = formats.parse_ip(text)
+    if address is not None and address.version == 6 and str(address) != text:
+        yield f'{path}: IPv6 address "{text}" should be in RFC 5952 canonical format ("{address}")'
+
+
+def _of_cidr(path: str, text: str) -> Iterator[str]:
+    network = formats.parse_cidr(text.strip())
+    if network is not None and network.version == 6 and str(network) != text.strip():
+        yield f'{path}: IPv6 CIDR value "{text}" should be in RFC 5952 canonical format ("{network}")'
 
 
 def _of_pod(pod: Object, settings: ClusterSettings) -> Iterator[str]:

@@ -68,7 +68,7 @@ _WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
     "V1Container": frozenset(("name", "image", "command", "args", "ports", "env", "workingDir", "restartPolicy")),
     "V1ContainerPort": frozenset(("name", "containerPort", "protocol")),
     "V1EnvVar": frozenset(("name", "value")),
-    "V1DeploymentSpec": frozenset(("replicas", "selector", "template")),
+    "V1DeploymentSpec": frozenset(("replicas", "selector", "template", "strategy", "revisionHistoryLimit")),
     "V1ReplicaSetSpec": frozenset(("replicas", "selector", "template")),
     "V1NamespaceSpec": frozenset(()),
 }

@@ -88,12 +88,14 @@ def test_fields_without_effect_are_named_once() -> None:
         "spec.containers[*].ports[*].hostPort",
         "spec.volumes",
     ]
-    assert without_effect(obj("Deployment", "apps/v1", spec={"template": {"spec": pod}, "strategy": {}})) == [
+    assert without_effect(
+        obj("Deployment", "apps/v1", spec={"template": {"spec": pod}, "strategy": {}, "paused": True})
+    ) == [
         "spec.template.spec.containers[*].resources",
         "spec.template.spec.containers[*].readinessProbe",
         "spec.template.spec.containers[*].ports[*].hostPort",
         "spec.template.spec.volumes",
-        "spec.strategy",
+        "spec.paused",
     ]
     assert without_effect(obj(spec={"ports": [{"port": 80}], "type": "NodePort"})) == []
     assert without_effect({"kind": 3}) == []

@@ -161,7 +161,13 @@ class Overrides:
 class _ProxySpec(Value, frozen=True):
     mode: str | None = None
     variant: str | None = None
-    flags: dict[str, str] = msgspec.field(default_factory=dict)
+    flags: dict[str, str | bool | int | float] = msgspec.field(default_factory=dict)
+
+    def flag_texts(self) -> dict[str, str]:
+        """The flags as a command line has them: ``v: 4`` is as good as ``v: "4"``, and true is ``true``."""
+        return {
+            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in self.flags.items()
+        }
 
 
 class _NodeSpec(Value, frozen=True):
@@ -364,9 +370,9 @@ class _Builder:
         if variant not in ("auto", "legacy", "nft"):
             self.errors.append(not_supported(f"{field}.variant", variant, ("auto", "legacy", "nft")))
         self._check_flags(f"{field}.flags", spec.flags)
-        return ProxyConfig(mode, variant, spec.flags)
+        return ProxyConfig(mode, variant, spec.flag_texts())
 
-    def _check_flags(self, field: str, flags: Mapping[str, str]) -> None:
+    def _check_flags(self, field: str, flags: Iterable[str]) -> None:
         for name in flags:
             if not re.fullmatch(r"[a-z0-9][-a-z0-9]*", name):
                 self.errors.append(invalid(field, name, "must be the name of a flag, without dashes before it"))
@@ -418,7 +424,7 @@ class _Builder:
             detail = "all nodes of a lab use one variant; set spec.proxy.variant"
             self.errors.append(forbidden(f"{field}.proxy.variant", detail))
         self._check_flags(f"{field}.proxy.flags", spec.proxy.flags)
-        own = ProxyConfig(mode, proxy.variant, {**proxy.flags, **spec.proxy.flags})
+        own = ProxyConfig(mode, proxy.variant, {**proxy.flags, **spec.proxy.flag_texts()})
         return NodeConfig(spec.name, spec.zone, spec.labels, addresses, pod_cidrs, own)
 
     def _member_addresses(

@@ -29,7 +29,7 @@ spec:
     podCIDRs: [10.2.7.0/24, "fd02:0:0:7::/64"]
     proxy: {mode: none}
   - name: right
-    proxy: {flags: {v: "4"}}
+    proxy: {flags: {v: 4}}
   nodeNetwork: {cidrs: [10.1.0.0/16, "fd01::/64"]}
   podNetwork: {mode: vxlan, cidrs: [10.2.0.0/16, "fd02::/48"]}
   serviceCIDRs: [10.3.0.0/16, "fd03::/112"]
@@ -40,7 +40,7 @@ spec:
   - {name: office, addresses: [10.4.0.99]}
   externalRoutes:
   - {to: 198.51.100.0/24, via: left}
-  proxy: {variant: nft, flags: {masquerade-all: "true"}}
+  proxy: {variant: nft, flags: {masquerade-all: true}}
   images:
   - {match: "nginx*", command: [python3, -m, http.server, "80"]}
 """

@@ -112,7 +112,7 @@ def test_the_relay_is_on_record_and_goes_with_the_lab() -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.77", "nonsense", "2001:db8::77"])
 def test_an_address_that_is_not_the_hosts_is_refused(address: str) -> None:
-    done = on_host(PREPARE, f"{KPROXY} lab up --expose {address} || {{ ls /run/kproxy; exit 1; }}")
+    done = on_host(PREPARE, f"{KPROXY} lab up --expose {address} || {{ ls /run/kproxy || exit 1; }}")
     assert done.returncode == 1
     assert "cannot access '/run/kproxy'" in done.stderr
     assert f'"{address}" is no address of this host' in done.stderr

@@ -54,13 +54,14 @@ ROUND_TIMEOUT = 0.6
 ATTEMPTS = 3
 """How often a packet is sent while nothing comes back: a busy host drops some of a thousand at once."""
 
-SILENCE_TRIES = 3
-"""How often nothing at all must have come back."""
+SILENCE_TRIES = 2
+"""How many connections nothing at all must have come back for."""
 
-ICMP_PAUSE = 1.05
-"""Seconds after which Linux lets one more ICMP error out to the same host (net.ipv4.icmp_ratelimit; six at once)."""
+ROUTER_PAUSE = 1.05
+"""Seconds after which Linux tells the same host once more that there is no route (five at once; net.ipv4.route.error_cost
+is the same for all namespaces and cannot be set for one)."""
 
-ICMP_TRIES = 12
+ROUTER_TRIES = 8
 DROP_TIMEOUT = 0.1
 """Seconds that the second pass waits for what the first has proven to be silent."""
 
@@ -283,17 +284,17 @@ class Prover:
                     by_token[sighting.token].arrive(sighting)
 
     def _insist(self, tallies: Sequence[Tally]) -> None:
-        """Asks the silent ones again; where an ICMP error is promised, slowly, as its sender may only send few."""
+        """Asks the silent ones again, with connections of their own; those that a router should answer slowly."""
         for _ in range(SILENCE_TRIES - 1):
             silent = {id(tally): (tally, 1) for tally in tallies if tally.is_silent}
             if silent:
                 self._send(silent, SCOUT_TIMEOUT)
-        for number in range(ICMP_TRIES):
-            waiting = [tally for tally in tallies if tally.is_silent and tally.row.promise.verdict in _BY_ICMP]
+        for number in range(ROUTER_TRIES):
+            waiting = [tally for tally in tallies if tally.is_silent and tally.row.promise.verdict is Verdict.NO_ROUTE]
             if not waiting:
                 return
-            self._progress("waiting for the ICMP rate limit", number, ICMP_TRIES)
-            time.sleep(ICMP_PAUSE)
+            self._progress("waiting for the router", number, ROUTER_TRIES)
+            time.sleep(ROUTER_PAUSE)
             first_of_client = {tally.row.place.client: tally for tally in reversed(waiting)}
             self._send({id(tally): (tally, 1) for tally in first_of_client.values()}, SCOUT_TIMEOUT)
 
@@ -306,10 +307,10 @@ class Prover:
             else:
                 tally.control_failed = True
         for (client, address), tallies in controls.items():
-            probes = [Probe(address, CONTROL_PORT, ttl=TTL)] * SILENCE_TRIES
-            outcomes = self._stations[client].probe(probes, timeout=SCOUT_TIMEOUT, attempts=ATTEMPTS)
+            probe = Probe(address, CONTROL_PORT, ttl=TTL)
+            (outcome,) = self._stations[client].probe([probe], timeout=SCOUT_TIMEOUT, attempts=ATTEMPTS)
             for tally in tallies:
-                tally.control_failed = all(outcome.result is Result.SILENT for outcome in outcomes)
+                tally.control_failed = outcome.result is Result.SILENT
 
     def _control_address(self, row: Row) -> str | None:
         node = _rewriting_node(self._surroundings.view, row)
@@ -334,9 +335,6 @@ class Prover:
             namespace = self._surroundings.namespaces[f"node/{node}"]
             self._readers[node] = open_reader(namespace, self._surroundings.status.proxy.variant)
         return self._readers[node]
-
-
-_BY_ICMP = (Verdict.REFUSED, Verdict.NO_ROUTE)
 
 
 def _probe(row: Row) -> Probe:

@@ -126,14 +126,7 @@ class ConntrackTable:
                 raise error
         return len(entries) - len(errors)
 
-    def _stale(self, allowed: Mapping[_WirePlace, frozenset[_WirePlace]]) -> Iterator[bytes]:
-        read = self._layout.read
-        for message in self._netlink.dump((_SUBSYSTEM << 8) | _GET, self._only_udp()):
-            flow = read(message)
-            if flow is not None and is_stale(flow[0], flow[1], allowed):
-                yield _handle(message)
-
-    def _only_udp(self) -> bytes:
+    def udp_only(self) -> bytes:
         """A dump request that the kernel filters (since Linux 5.8; older ones send everything)."""
         number = attribute(_TUPLE_PROTO | NLA_F_NESTED, attribute(_PROTO_NUM, bytes((socket.IPPROTO_UDP,))))
         flags = struct.pack("=I", _FILTER_PROTO_NUM)
@@ -141,6 +134,13 @@ class ConntrackTable:
         return nfnetlink_body(
             self._layout.kind, wanted + attribute(_FILTER | NLA_F_NESTED, attribute(_FILTER_ORIG_FLAGS, flags))
         )
+
+    def _stale(self, allowed: Mapping[_WirePlace, frozenset[_WirePlace]]) -> Iterator[bytes]:
+        read = self._layout.read
+        for message in self._netlink.dump((_SUBSYSTEM << 8) | _GET, self.udp_only()):
+            flow = read(message)
+            if flow is not None and is_stale(flow[0], flow[1], allowed):
+                yield _handle(message)
 
     def _packed(self, place: Place) -> _WirePlace:
         address, port = place

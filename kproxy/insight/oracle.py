@@ -533,8 +533,15 @@ def _hops_to_node(place: Place, node: NodeView) -> int:
 
 
 def _pod_gateway(node: NodeView, family: int) -> str:
-    """The node's address on the veths of its pods: the first one of its pod CIDR."""
-    return str(next(network for network in map(ip_network, node.pod_cidrs) if network.version == family)[1])
+    """The node's address on the veths of its pods: the first one of its pod CIDR.
+
+    Raises:
+        ValueError: the node has no pod CIDR of that family, so there can be no such pod.
+    """
+    for network in map(ip_network, node.pod_cidrs):
+        if network.version == family:
+            return str(network[1])
+    raise ValueError(f"{node.name} has no IPv{family} pod CIDR")
 
 
 def _covers(networks: Iterable[str], address: str) -> bool:

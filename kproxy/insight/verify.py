@@ -58,8 +58,8 @@ SILENCE_TRIES = 2
 """How many connections nothing at all must have come back for."""
 
 ROUTER_PAUSE = 1.05
-"""Seconds after which Linux tells the same host once more that there is no route (five at once; net.ipv4.route.error_cost
-is the same for all namespaces and cannot be set for one)."""
+"""Seconds after which Linux tells the same host once more that there is no route, after five at once (route.error_cost
+is one value for all namespaces)."""
 
 ROUTER_TRIES = 8
 DROP_TIMEOUT = 0.1

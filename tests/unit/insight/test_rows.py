@@ -41,7 +41,7 @@ def endpoints(*pods: PodView, family: int = 4) -> EndpointSlice:
                 {
                     "addresses": [pod.addresses[0 if family == 4 else 1]],
                     "nodeName": pod.node,
-                    "conditions": {"ready": ready},
+                    "conditions": {"ready": True},
                 }
                 for pod in pods
             ],

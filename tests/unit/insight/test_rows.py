@@ -23,7 +23,8 @@ from kproxy.insight.rows import families, rows
 from kproxy.insight.view import cluster_view, namespaces
 
 NODES = tuple(
-    NodeView(f"node{n}", (f"192.168.1.{n + 1}", f"fd00:1::{n + 1}"), (f"10.244.{n}.0/24",)) for n in (1, 2, 3)
+    NodeView(f"node{n}", (f"192.168.1.{n + 1}", f"fd00:1::{n + 1}"), (f"10.244.{n}.0/24", f"fd00:10:244:{n}::/64"))
+    for n in (1, 2, 3)
 )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rule_text import rules_of
+
 from kproxy.api.types import Node
 from kproxy.proxy.backends.iptables.render import RuleSet
 from kproxy.proxy.backends.iptables.rules import COUNTERS
@@ -19,9 +21,6 @@ from kproxy.proxy.setup import LOOPBACK, HostFeatures, circumstances, iptables_s
 from kproxy.proxy.sources import TYPES, key_of, typed
 
 HERE = Path(__file__).parent
-UNORDERED = ("KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-FIREWALL")
-"""Chains in which the order between Services is not defined."""
-
 HOST = HostFeatures(counters=frozenset(COUNTERS))
 
 
@@ -34,20 +33,6 @@ def recorded_steps() -> list[Any]:
                 name = f"{case['name']}.{step['name'].replace(' ', '-')}.v{family.value[-1]}"
                 if (HERE / "rules" / f"{name}.rules").exists():
                     found.append(pytest.param(case, step, family, name, id=name))
-    return found
-
-
-def normalised(text: str) -> dict[tuple[str, str], list[str]]:
-    """Rules per table and chain; chains without rules and the host's own rules in built-in chains are left out."""
-    table, found = "", {}
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith("-A ") and "KUBE-" in line:
-            found.setdefault((table, line.split()[1]), []).append(line)
-    for (_, chain), rules in found.items():
-        if chain in UNORDERED:
-            rules.sort(key=lambda rule: ("must be the last" in rule, rule))
     return found
 
 
@@ -86,17 +71,17 @@ def config_of(config: dict[str, Any]) -> ProxyConfig:
 def test_rules_are_those_that_kube_proxy_wrote(
     case: dict[str, Any], step: dict[str, Any], family: Family, name: str
 ) -> None:
-    wanted = normalised((HERE / "rules" / f"{name}.rules").read_text())
+    wanted = rules_of((HERE / "rules" / f"{name}.rules").read_text())
 
-    assert normalised(rendered(case, step, family)) == wanted
+    assert rules_of(rendered(case, step, family)) == wanted
 
 
 def test_one_wrong_rule_is_noticed() -> None:
     case, step, family, name = recorded_steps()[0].values
-    wanted = normalised((HERE / "rules" / f"{name}.rules").read_text())
+    wanted = rules_of((HERE / "rules" / f"{name}.rules").read_text())
 
-    assert normalised(rendered(case, step, family).replace("--probability 0.5", "--probability 0.6", 1)) != wanted
-    assert normalised(rendered({**case, "config": {**case["config"], "masqueradeBit": 13}}, step, family)) != wanted
+    assert rules_of(rendered(case, step, family).replace("--probability 0.5", "--probability 0.6", 1)) != wanted
+    assert rules_of(rendered({**case, "config": {**case["config"], "masqueradeBit": 13}}, step, family)) != wanted
 
 
 def test_every_record_is_compared() -> None:

@@ -21,7 +21,8 @@ from kproxy.api.known_fields import child
 
 MAX_DEPTH: Final = 100  # objects of these kinds are about 15 deep
 MAX_VALUES: Final = 2_000_000  # values in one file, aliases not counted
-MAX_ALIASED_VALUES: Final = 100_000  # values that aliases may add to one file
+MAX_ALIASED_VALUES: Final = 100_000  # values that aliases may add to one file, keys among them
+LETTERS_PER_VALUE: Final = 64  # so much text weighs as much as one more value: a long text repeated is a bomb as well
 
 # Lines are kept for paths up to this long, and for no more characters of paths than this in one file.
 _MAX_PATH: Final = 500
@@ -100,7 +101,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Anchored:
-    """What an anchor stands for, how many values it adds, and how deep it is."""
+    """What an anchor stands for, how much it adds (in values, long text weighing more than one), how deep it is."""
 
     value: Any
     size: int
@@ -142,8 +143,11 @@ class _Composer:
         if isinstance(event, yaml.ScalarEvent):
             self._count(event, line)
             value = event.value if event.style else _resolved(event.value, line)
+            size = 1 + len(event.value) // LETTERS_PER_VALUE
             if event.anchor is not None:
-                self._anchors[event.anchor] = _Anchored(value, 1, 0)
+                self._anchors[event.anchor] = _Anchored(value, size, 0)
+            if self._open:
+                self._open[-1].size += size
             self._put(value, line)
         elif isinstance(event, yaml.CollectionStartEvent):
             self._count(event, line)
@@ -193,7 +197,8 @@ class _Composer:
             raise TextError(line, f"unknown anchor {quoted(name)} referenced")
         self._aliased += anchored.size
         if self._aliased > MAX_ALIASED_VALUES:
-            raise TextError(line, "document contains excessive aliasing")
+            most = f"aliases may add at most {MAX_ALIASED_VALUES} values to a file"
+            raise TextError(line, f"document contains excessive aliasing: {most}")
         if len(self._open) + anchored.height > MAX_DEPTH:
             raise TextError(line, f"nested more than {MAX_DEPTH} deep")
         if self._open:

@@ -143,8 +143,9 @@ def inside(ready: int, keep_going: bool) -> int:
 
 def make_surroundings(ready: int) -> dict[str, str]:
     """Ensures that what libvirt writes is ours, and that there is a way out; returns all programs' environment."""
-    for folder in ("/run", "/sys/fs/cgroup"):
-        subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+    # A /sys that shows our network, and no cgroups for libvirt to make folders in.
+    for kind, folder in (("sysfs", "/sys"), ("tmpfs", "/sys/fs/cgroup"), ("tmpfs", "/run")):
+        subprocess.run(["mount", "-t", kind, "none", folder], check=True)
     for folder in STATE_FOLDERS:
         own = RUN / "host" / folder[1:]
         shutil.copytree(folder, own, symlinks=True)

@@ -14,13 +14,15 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from kproxy.api.types import Node
-from kproxy.errors import HostError, TransactionError
+from kproxy.api.types import EndpointSlice, Node
+from kproxy.errors import HostError
+from kproxy.proxy import metrics as names
 from kproxy.proxy.backends import Backend, Condition
-from kproxy.proxy.changes import Batch, HealthCheck, Tracker
+from kproxy.proxy.changes import Batch, Change, HealthCheck, Tracker
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health
+from kproxy.proxy.metrics import Metrics
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import MAX_INTERVAL, Runner
@@ -78,6 +80,7 @@ class Proxier(msgspec.Struct, kw_only=True):
         canary_due: when to look at the canary next.
         losing_since: when it was first seen that somebody deletes our chains; None when nobody does.
         may_have_stale_flows: UDP flows have to be looked at: not done since the start, or it failed.
+        last_error: what went wrong at the last sync; empty when it succeeded.
     """
 
     family: Family
@@ -92,6 +95,7 @@ class Proxier(msgspec.Struct, kw_only=True):
     canary_due: float = math.inf
     losing_since: float | None = None
     may_have_stale_flows: bool = True
+    last_error: str = ""
 
 
 class Reports(NamedTuple):
@@ -99,6 +103,7 @@ class Reports(NamedTuple):
 
     progress: Progress
     health: Health
+    metrics: Metrics
 
 
 class Agent:
@@ -124,7 +129,7 @@ class Agent:
         self._node_name = node_name
         self._proxiers = tuple(proxiers)
         self._local_addresses = local_addresses
-        self._progress, self._health = reports
+        self._progress, self._health, self._metrics = reports
         self._node = NodeFacts()
         self._reached: dict[str, int] = {}
         self._has_started = False
@@ -147,6 +152,7 @@ class Agent:
                 self._take_node(change.new if isinstance(change.new, Node) else None, now)
         for proxier in self._proxiers:
             proxier.tracker.take(batch.changes)
+        self._count_changes(batch.changes)
         if not self._has_started:
             self._has_started = {"Service", "EndpointSlice"} <= self._reached.keys()
             if self._has_started:
@@ -159,6 +165,21 @@ class Agent:
             elif proxier.runner.is_settled:
                 proxier.programmed = self._resource_version
         self._report()
+
+    def _count_changes(self, changes: Iterable[Change]) -> None:
+        """Every proxier sees every Service; a slice is for the one proxier of its family."""
+        for change in changes:
+            if change.key.kind == "Service":
+                self._metrics.add(names.SERVICE_CHANGES, amount=len(self._proxiers))
+            elif isinstance(slice_ := change.new or change.old, EndpointSlice):
+                count = sum(proxier.family.value == slice_.address_type for proxier in self._proxiers)
+                self._metrics.add(names.ENDPOINT_CHANGES, amount=count)
+        self._tell_pending()
+
+    def _tell_pending(self) -> None:
+        pending = [proxier.tracker.pending for proxier in self._proxiers]
+        self._metrics.set(names.SERVICE_CHANGES_PENDING, value=sum(each.services for each in pending))
+        self._metrics.set(names.ENDPOINT_CHANGES_PENDING, value=sum(each.slices for each in pending))
 
     def _take_node(self, node: Node | None, now: float) -> None:
         known = facts(node)
@@ -185,6 +206,7 @@ class Agent:
         if self._has_started:
             proxier.runner.trigger(now)
             self._health.queued(proxier.family, now)
+            self._metrics.set_to_now(names.LAST_QUEUED, proxier.family.value)
 
     @property
     def _resource_version(self) -> int:
@@ -206,64 +228,90 @@ class Agent:
                 self._sync(proxier, clock)
         for proxier in self._proxiers:
             if proxier.canary_due <= clock():
-                self._look_at_canary(proxier, clock())
+                self._look_at_canary(proxier, clock)
 
     def _sync(self, proxier: Proxier, clock: Callable[[], float]) -> None:
-        now = clock()
-        is_full = proxier.needs_full_sync or now - proxier.last_full_sync >= MAX_INTERVAL
-        resource_version = self._resource_version
+        started = clock()
+        is_full = proxier.needs_full_sync or started - proxier.last_full_sync >= MAX_INTERVAL
         try:
-            around = circumstances(self._config, self._node_name, self._node, proxier.family)
-            addresses = self._local_addresses() if self._config.nodeport_addresses else ()
-            scope = node_port_scope(self._config, self._node, proxier.family, addresses)
-            proxier.backend.apply(proxier.tracker.delta(around, scope, is_full=is_full))
+            self._write(proxier, is_full=is_full)
         except HostError as error:
-            self._has_failed(proxier, error, clock())
-            return
-        now = clock()
+            self._has_failed(proxier, error, clock(), is_full=is_full)
+        else:
+            self._has_succeeded(proxier, clock, is_full=is_full)
+        self._tell_pending()
+        family, seconds = proxier.family.value, clock() - started
+        self._metrics.observe(names.SYNC_DURATION, family, value=seconds)
+        kind = names.FULL_SYNC_DURATION if is_full else names.PARTIAL_SYNC_DURATION
+        self._metrics.observe(kind, family, value=seconds)
+
+    def _write(self, proxier: Proxier, *, is_full: bool) -> None:
+        around = circumstances(self._config, self._node_name, self._node, proxier.family)
+        addresses = self._local_addresses() if self._config.nodeport_addresses else ()
+        scope = node_port_scope(self._config, self._node, proxier.family, addresses)
+        proxier.backend.apply(proxier.tracker.delta(around, scope, is_full=is_full))
+
+    def _has_succeeded(self, proxier: Proxier, clock: Callable[[], float], *, is_full: bool) -> None:
+        """The order is kube-proxy's: metrics, health, health check ports, endpoint counts, conntrack."""
+        now, family = clock(), proxier.family.value
+        if proxier.last_error:
+            _LOG.info("%s: syncs work again", family)
+            proxier.last_error = ""
         proxier.runner.finish(now, succeeded=True)
         proxier.needs_full_sync = False
         if is_full:
             proxier.last_full_sync = now
         proxier.canary_due = min(proxier.canary_due, now + self._config.iptables_sync_period)
-        proxier.programmed = resource_version
-        self._health.updated(proxier.family, now)
+        proxier.programmed = self._resource_version
+        self._metrics.programmed(family, proxier.tracker.pop_triggers())
+        self._metrics.set_to_now(names.LAST_SYNC, family)
+        self._health.updated(proxier.family)
+        proxier.health_checks.sync(proxier.tracker.health_checks())
+        without = proxier.tracker.without_local_endpoints
+        self._metrics.set(names.NO_LOCAL_ENDPOINTS, "internal", family, value=without.internal)
+        self._metrics.set(names.NO_LOCAL_ENDPOINTS, "external", family, value=without.external)
+        if proxier.tracker.pop_udp_changes():
+            proxier.may_have_stale_flows = True
+        self._reconcile_flows(proxier, clock)
         self._progress.synced(is_full=is_full)
-        self._after_sync(proxier)
         self._report()
-        _LOG.debug("%s: %s sync up to %d", proxier.family.value, "full" if is_full else "partial", resource_version)
+        _LOG.debug("%s: %s sync up to %d", family, "full" if is_full else "partial", proxier.programmed)
 
-    def _has_failed(self, proxier: Proxier, error: HostError, now: float) -> None:
+    def _has_failed(self, proxier: Proxier, error: HostError, now: float, *, is_full: bool) -> None:
         """What the kernel holds is unknown now, so the next try writes everything."""
+        family = proxier.family.value
         proxier.needs_full_sync = True
         proxier.runner.finish(now, succeeded=False)
         self._progress.failed(str(error))
-        where = f" at line {error.line}: {error.text}" if isinstance(error, TransactionError) and error.line else ""
+        self._metrics.add(names.RESTORE_FAILURES, family)
+        if not is_full:
+            self._metrics.add(names.PARTIAL_RESTORE_FAILURES, family)
+        # a fault that lasts is told once, not every time it is met again
+        level = logging.DEBUG if str(error) == proxier.last_error else logging.ERROR
+        proxier.last_error = str(error)
         retry = self._config.iptables_sync_period
-        _LOG.error("%s: sync failed%s; next try within %g s: %s", proxier.family.value, where, retry, error)
+        _LOG.log(level, "%s: sync failed; everything is written again within %g s: %s", family, retry, error)
 
-    def _after_sync(self, proxier: Proxier) -> None:
-        """The order is kube-proxy's: health check ports, then conntrack; neither can make a sync fail."""
-        proxier.health_checks.sync(proxier.tracker.health_checks())
-        if proxier.tracker.pop_udp_changes():
-            proxier.may_have_stale_flows = True
-        self._reconcile_flows(proxier)
-
-    def _reconcile_flows(self, proxier: Proxier) -> None:
+    def _reconcile_flows(self, proxier: Proxier, clock: Callable[[], float]) -> None:
+        """Cannot make a sync fail; what could not be done is tried again, within a sync period."""
         if not proxier.may_have_stale_flows:
             return
+        started, family = clock(), proxier.family.value
         try:
             deleted = proxier.conntrack.reconcile(proxier.tracker.udp_ports())
         except HostError as error:
-            _LOG.error("%s: stale UDP flows stay for now: %s", proxier.family.value, error)
+            _LOG.error("%s: stale UDP flows stay for now: %s", family, error)
             return
         proxier.may_have_stale_flows = False
+        self._metrics.observe(names.CONNTRACK_DURATION, family, value=clock() - started)
+        self._metrics.add(names.CONNTRACK_DELETED, family, amount=deleted)
         if deleted:
-            _LOG.info("%s: deleted %d stale UDP flows", proxier.family.value, deleted)
+            _LOG.info("%s: deleted %d stale UDP flows", family, deleted)
 
-    def _look_at_canary(self, proxier: Proxier, now: float) -> None:
+    def _look_at_canary(self, proxier: Proxier, clock: Callable[[], float]) -> None:
+        now = clock()
         proxier.canary_due = now + self._config.iptables_sync_period
-        self._reconcile_flows(proxier)  # if that failed after a sync
+        self._reconcile_flows(proxier, clock)  # if that failed after a sync
         try:
             condition = proxier.backend.condition()
         except HostError as error:

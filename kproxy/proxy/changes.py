@@ -6,6 +6,7 @@ Law: pure. A change to one Service costs work for that Service alone, and an edi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
@@ -13,10 +14,13 @@ import msgspec
 from kproxy.api.types import EndpointSlice, Node, Service, ServiceCIDR
 from kproxy.proxy.endpoints import Endpoint, PortKey, from_slices, local_ready_addresses, service_of
 from kproxy.proxy.family import Family
-from kproxy.proxy.plan import Circumstances, NodePortScope, PlanDelta, PortPlan, plan_port
+from kproxy.proxy.plan import Circumstances, NodePortScope, PlanDelta, PortPlan, Refusal, plan_port
 from kproxy.proxy.services import PortSpec, ServiceName, ServicePortName, port_specs
 
 Tracked = Service | EndpointSlice | Node | ServiceCIDR
+
+TRIGGER_TIME_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
+"""When the change happened that made the EndpointSlice controller write a slice."""
 
 
 class ObjectKey(NamedTuple):
@@ -58,6 +62,20 @@ class HealthCheck(NamedTuple):
     local_endpoints: int
 
 
+class Pending(NamedTuple):
+    """How many changes no sync has answered yet."""
+
+    services: int
+    slices: int
+
+
+class WithoutLocal(NamedTuple):
+    """Service ports with policy Local that have endpoints, but none on this node."""
+
+    internal: int
+    external: int
+
+
 class Tracker:
     """The state of all Services of one family, and which of them have to be looked at again."""
 
@@ -73,6 +91,10 @@ class Tracker:
         self._planned_for: Circumstances | None = None
         self._dirty: set[ServiceName] = set()
         self._has_udp_changes = False
+        self._changed_services: set[ServiceName] = set()
+        self._changed_slices = 0
+        self._triggers: dict[ServiceName, list[float]] = {}
+        self._without_local: dict[ServiceName, WithoutLocal] = {}
 
     @property
     def is_dirty(self) -> bool:
@@ -94,6 +116,7 @@ class Tracker:
         if before == after:
             return
         self._mark(name, (*before, *after))
+        self._changed_services.add(name)
         if after:
             self._specs[name] = after
         else:
@@ -106,25 +129,30 @@ class Tracker:
         after = ServiceName(slice_name.namespace, owner) if owner else None
         if before is not None and before != after:
             self._slices[before].pop(slice_name.name, None)
-            self._refresh(before)
+            if self._refresh(before):
+                self._triggers.pop(before, None)
         if after is not None and slice_ is not None:
             self._slice_owner[slice_name] = after
             self._slices.setdefault(after, {})[slice_name.name] = slice_
-            self._refresh(after)
+            if self._refresh(after) and (moment := _trigger_time(slice_)) is not None:
+                self._triggers.setdefault(after, []).append(moment)
 
-    def _refresh(self, service: ServiceName) -> None:
+    def _refresh(self, service: ServiceName) -> bool:
+        """Merge a Service's slices anew; returns whether that made a difference."""
         slices = self._slices[service]
         before = self._endpoints.get(service, {})
         after = from_slices((slices[name] for name in sorted(slices)), self._family, self._node_name)
         if not slices:
             del self._slices[service]
         if before == after:
-            return
+            return False
         self._mark(service, (*before, *after))
+        self._changed_slices += 1
         if after:
             self._endpoints[service] = after
         else:
             del self._endpoints[service]
+        return True
 
     def _mark(self, service: ServiceName, ports: Iterable[PortKey | ServicePortName]) -> None:
         self._dirty.add(service)
@@ -145,6 +173,8 @@ class Tracker:
         for service in self._dirty:
             self._plan(service, around)
         self._dirty.clear()
+        self._changed_services.clear()
+        self._changed_slices = 0
         if is_full:
             return PlanDelta(dict(self._plans), node_ports=node_ports, is_full=True)
         return PlanDelta(
@@ -160,16 +190,39 @@ class Tracker:
     def _plan(self, service: ServiceName, around: Circumstances) -> None:
         for name in self._ports_of_plans.pop(service, ()):
             del self._plans[name]
+        self._without_local.pop(service, None)
         specs = self._specs.get(service, {})
-        for name, spec in specs.items():
-            self._plans[name] = plan_port(spec, self._endpoints_of(service, spec), around)
-        if specs:
-            self._ports_of_plans[service] = tuple(specs)
+        if not specs:
+            return
+        plans = {name: plan_port(spec, self._endpoints_of(service, spec), around) for name, spec in specs.items()}
+        self._plans.update(plans)
+        self._ports_of_plans[service] = tuple(specs)
+        internal = sum(plan.internal.refusal is Refusal.DROP for plan in plans.values())
+        external = sum(plan.external.refusal is Refusal.DROP for plan in plans.values())
+        if internal or external:
+            self._without_local[service] = WithoutLocal(internal, external)
 
     def _endpoints_of(self, service: ServiceName, spec: PortSpec) -> Sequence[Endpoint]:
         return self._endpoints.get(service, {}).get(PortKey(spec.name.port, spec.name.protocol), ())
 
-    # what is done after a sync
+    # what is told and done after a sync
+
+    @property
+    def pending(self) -> Pending:
+        """Changes since the last delta, as far as they make a difference."""
+        return Pending(len(self._changed_services), self._changed_slices)
+
+    @property
+    def without_local_endpoints(self) -> WithoutLocal:
+        """Ports whose traffic is dropped on this node for want of a local endpoint, as of the last delta."""
+        found = self._without_local.values()
+        return WithoutLocal(sum(each.internal for each in found), sum(each.external for each in found))
+
+    def pop_triggers(self) -> list[float]:
+        """When the endpoint changes happened that were taken in since this was asked last; seconds since the epoch."""
+        moments = [moment for each in self._triggers.values() for moment in each]
+        self._triggers.clear()
+        return moments
 
     def pop_udp_changes(self) -> bool:
         """Whether a UDP port, or its endpoints, changed since this was asked last."""
@@ -192,3 +245,11 @@ class Tracker:
             if port:
                 found[service] = HealthCheck(port, local_ready_addresses(self._endpoints.get(service, {})))
         return found
+
+
+def _trigger_time(slice_: EndpointSlice) -> float | None:
+    """Seconds since the epoch; None where the slice does not tell, or not in RFC 3339."""
+    try:
+        return datetime.fromisoformat(slice_.metadata.annotations.get(TRIGGER_TIME_ANNOTATION, "")).timestamp()
+    except ValueError:
+        return None

@@ -19,6 +19,8 @@ from kproxy.proxy.family import Family, canonical_cidr
 PRIMARY = "primary"
 LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 VARIANTS = ("auto", "legacy", "nft")
+HEALTHZ_PORT = 10256
+METRICS_PORT = 10249
 INTERFACE_NAME_LENGTH = 15
 """IFNAMSIZ without its final NUL."""
 

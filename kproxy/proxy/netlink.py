@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kproxy.errors import HostError
 
@@ -180,7 +180,8 @@ def local_addresses() -> tuple[str, ...]:
 
 _NFNL_SUBSYS_ACCT = 7
 _NFNL_MSG_ACCT_NEW = 0
-_NFACCT_NAME = 1
+_NFNL_MSG_ACCT_GET = 1
+_NFACCT_NAME, _NFACCT_PKTS = 1, 2
 
 
 def make_counters(names: tuple[str, ...]) -> frozenset[str]:
@@ -205,3 +206,21 @@ def _creates(netlink: Netlink, body: bytes) -> bool:
     except OSError as error:
         return error.errno == errno.EBUSY  # it exists (nfnl_acct_new answers so without NLM_F_REPLACE)
     return True
+
+
+def read_counters(names: Iterable[str]) -> dict[str, int]:
+    """Packets that nfacct counters have counted; those that do not exist, or cannot be read, are left out."""
+    wanted = set(names)
+    found = {}
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            for message in netlink.dump(
+                (_NFNL_SUBSYS_ACCT << 8) | _NFNL_MSG_ACCT_GET, nfnetlink_body(socket.AF_UNSPEC)
+            ):
+                given = attributes(message[4:])
+                name = given.get(_NFACCT_NAME, b"").rstrip(b"\0").decode(errors="replace")
+                if name in wanted:
+                    found[name] = int.from_bytes(given.get(_NFACCT_PKTS, b""), "big")
+    except (HostError, OSError):
+        return {}
+    return found

@@ -20,17 +20,27 @@ from kproxy.proxy.backends.iptables.host import Tools, Variant, choose_variant, 
 from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.backends.iptables.writer import IptablesBackend, clean_up
 from kproxy.proxy.changes import Batch, Tracker
-from kproxy.proxy.config import ProxyConfig
+from kproxy.proxy.config import HEALTHZ_PORT, METRICS_PORT, ProxyConfig
 from kproxy.proxy.conntrack import ConntrackReconciler
 from kproxy.proxy.family import Family
-from kproxy.proxy.health import Answer, Health, Routes, programmed, serve, split_bind_address
+from kproxy.proxy.health import Health, programmed
+from kproxy.proxy.metrics import HEALTHZ, LIVEZ, Metrics
 from kproxy.proxy.netlink import local_addresses, make_counters
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import Runner
 from kproxy.proxy.service_health import ServiceHealthServers
-from kproxy.proxy.setup import has_localhost_node_ports, iptables_settings, is_loopback, node_ip, node_port_scope
+from kproxy.proxy.serving import Routes, serve, split_bind_address
+from kproxy.proxy.setup import (
+    has_localhost_node_ports,
+    health_check_addresses,
+    iptables_settings,
+    is_loopback,
+    node_ip,
+    node_port_scope,
+)
 from kproxy.proxy.sources import Source
+from kproxy.proxy.status_pages import status_pages
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,13 +88,13 @@ def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox) -> int:
     node, early = wait_for_node(config, name, inbox, is_patient=source.is_patient)
     if ENDINGS & _commands(early):
         return status_of(early)
-    reports = Reports(Progress(), Health(2 * config.iptables_sync_period, time.monotonic))
+    reports = make_reports(config)
     sysctls.set_up_conntrack(config)
-    proxiers = make_proxiers(config, name, node, reports.health)
+    proxiers = make_proxiers(config, name, node, reports)
     if config.init_only:
         return 0
     sysctls.set_oom_score(config.oom_score_adj)
-    _serve(config, *reports)
+    _serve(config, reports)
     agent = Agent(config, name, proxiers, reports, local_addresses)
     for event in early:
         agent.handle(event, time.monotonic())
@@ -232,7 +242,19 @@ def _last_node(name: str, events: Iterable[Batch | Command]) -> NodeFacts | None
     return found
 
 
-def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, health: Health) -> list[Proxier]:
+def make_reports(config: ProxyConfig) -> Reports:
+    """Where the agent tells how it goes, and the HTTP servers read it."""
+    metrics = Metrics()
+    answers = {"/healthz": HEALTHZ, "/livez": LIVEZ}
+
+    def count(path: str, status: int) -> None:
+        metrics.add(answers[path], str(status))
+
+    health = Health(2 * config.iptables_sync_period, time.monotonic, on_answer=count)
+    return Reports(Progress(), health, metrics)
+
+
+def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Reports) -> list[Proxier]:
     """A proxier for each family that the host supports.
 
     Raises:
@@ -254,7 +276,7 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, health: Healt
             sysctls.route_localnet()
         settings = iptables_settings(config, node, family, features(tools, counters))
         _LOG.info("%s: iptables-%s, node address %s", family.value, variant, node_ip(config, node, family))
-        backend = IptablesBackend(tools, settings)
+        backend = IptablesBackend(tools, settings, partial(reports.metrics.rules, family.value))
         node_ports_at = partial(node_port_addresses, config, node, family)
         proxiers.append(
             Proxier(
@@ -263,7 +285,7 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, health: Healt
                 backend=backend,
                 runner=Runner(config.iptables_min_sync_period, config.iptables_sync_period),
                 conntrack=ConntrackReconciler(family, node_ports_at, backend.earlier_udp_frontends),
-                health_checks=ServiceHealthServers(_health_addresses(config, node, family), health.is_healthy),
+                health_checks=ServiceHealthServers(_health_addresses(config, node, family), reports.health.is_healthy),
             )
         )
     return proxiers
@@ -293,20 +315,16 @@ def _usable_tools(variant: Variant, family: Family, *, is_primary: bool) -> Tool
 
 
 def _health_addresses(config: ProxyConfig, node: NodeFacts, family: Family) -> Callable[[], Iterable[str]]:
-    everywhere = "::" if family is Family.IPV6 else "0.0.0.0"  # noqa: S104 - a load balancer has to reach it
-
     def addresses() -> Iterable[str]:
-        if not config.nodeport_addresses:
-            return (everywhere,)
-        chosen = node_port_scope(config, node, family, local_addresses()).addresses
-        return (everywhere,) if chosen is None else chosen
+        return health_check_addresses(config, node, family, local_addresses() if config.nodeport_addresses else ())
 
     return addresses
 
 
-def _serve(config: ProxyConfig, progress: Progress, health: Health) -> None:
+def _serve(config: ProxyConfig, reports: Reports) -> None:
+    progress, health, metrics = reports
     if config.healthz_bind_address:
-        address, port = split_bind_address(config.healthz_bind_address, 10256)
+        address, port = split_bind_address(config.healthz_bind_address, HEALTHZ_PORT)
         routes: Routes = {
             "/healthz": lambda _: health.healthz(),
             "/livez": lambda _: health.livez(),
@@ -314,13 +332,8 @@ def _serve(config: ProxyConfig, progress: Progress, health: Health) -> None:
         }
         serve(address, port, routes, is_hard_fail=config.bind_address_hard_fail)
     if config.metrics_bind_address:
-        address, port = split_bind_address(config.metrics_bind_address, 10249)
-        text = "text/plain; charset=utf-8"
-        routes = {
-            "/healthz": lambda _: Answer(200, "ok", {}, text),
-            "/proxyMode": lambda _: Answer(200, "iptables", {}, text),
-        }
-        serve(address, port, routes, is_hard_fail=config.bind_address_hard_fail)
+        address, port = split_bind_address(config.metrics_bind_address, METRICS_PORT)
+        serve(address, port, status_pages(config, metrics), is_hard_fail=config.bind_address_hard_fail)
 
 
 def clean(config: ProxyConfig) -> int:

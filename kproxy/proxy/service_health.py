@@ -12,8 +12,8 @@ import msgspec
 
 from kproxy.errors import HostError
 from kproxy.proxy.changes import HealthCheck
-from kproxy.proxy.health import Answer, listen
 from kproxy.proxy.services import ServiceName
+from kproxy.proxy.serving import NO_SNIFF, Answer, listen
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def answer(service: ServiceName, local_endpoints: int, *, is_proxy_healthy: bool
         "localEndpoints": local_endpoints,
         "serviceProxyHealthy": is_proxy_healthy,
     }
-    headers = {"X-Content-Type-Options": "nosniff", "X-Load-Balancing-Endpoint-Weight": str(local_endpoints)}
+    headers = {**NO_SNIFF, "X-Load-Balancing-Endpoint-Weight": str(local_endpoints)}
     status = 200 if local_endpoints and is_proxy_healthy else 503
     return Answer(status, json.dumps(body, indent="\t"), headers)
 

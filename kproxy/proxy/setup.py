@@ -99,6 +99,24 @@ def node_port_scope(
     return NodePortScope(tuple(sorted(chosen)), uses_loopback)
 
 
+def health_check_addresses(
+    config: ProxyConfig, node: NodeFacts, family: Family, local_addresses: Iterable[str]
+) -> tuple[str, ...]:
+    """Where health check node ports listen: on the addresses that --nodeport-addresses chooses, else on all.
+
+    Args:
+        config: --nodeport-addresses.
+        node: this node.
+        family: the proxier's.
+        local_addresses: the host's own addresses, canonical, loopback included.
+    """
+    cidrs = config.node_port_cidrs(family, node_ip(config, node, family))
+    if family.everything in cidrs:
+        return ("::" if family is Family.IPV6 else "0.0.0.0",)  # noqa: S104 - a load balancer has to reach it
+    own = (address for address in local_addresses if family.has(address))
+    return tuple(sorted(address for address in own if any(contains(cidr, address) for cidr in cidrs)))
+
+
 def is_loopback(address: str) -> bool:
     """Whether a canonical address is this very host's alone."""
     return address == "::1" or address.startswith("127.")

@@ -19,12 +19,14 @@ from kproxy.api.types import (
     SlicePort,
 )
 from kproxy.errors import HostError, TransactionError
+from kproxy.proxy import metrics as names
 from kproxy.proxy.agent import Agent, Command, Proxier, Reports
 from kproxy.proxy.backends import Condition
 from kproxy.proxy.changes import Batch, Change, HealthCheck, ObjectKey, Tracked, Tracker
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health
+from kproxy.proxy.metrics import Metrics
 from kproxy.proxy.node import ZONE_LABEL
 from kproxy.proxy.plan import PlanDelta
 from kproxy.proxy.progress import Progress
@@ -81,7 +83,9 @@ class World:
         )
         self.progress = Progress()
         self.health = Health(2 * self.config.iptables_sync_period, lambda: self.now)
-        self.agent = Agent(self.config, "node1", [proxier], Reports(self.progress, self.health), lambda: ())
+        self.metrics = Metrics(lambda: self.now)
+        reports = Reports(self.progress, self.health, self.metrics)
+        self.agent = Agent(self.config, "node1", [proxier], reports, lambda: ())
         self.objects: dict[ObjectKey, Tracked] = {}
 
     def tell(self, *values: Tracked, rv: int = 1, kinds: tuple[str, ...] = ("Service", "EndpointSlice")) -> None:
@@ -301,3 +305,44 @@ def test_flows_that_could_not_be_looked_at_are_looked_at_again(caplog: pytest.Lo
     world.sleep(31.0)
 
     assert world.other.udp_passes == 2
+
+
+def test_agent_counts_and_times_what_kube_proxy_does() -> None:
+    world = World(iptables_min_sync_period=1.0)
+    world.tell(service(), endpoints("10.244.0.2"))
+
+    world.tell(service(port=81), endpoints("10.244.0.3"), rv=2)
+    waiting = world.metrics.snapshot()
+    world.backend.error = HostError("no tools")
+    world.sleep(1.0)
+    found = world.metrics.snapshot()
+
+    assert (waiting[names.SERVICE_CHANGES_PENDING], waiting[names.ENDPOINT_CHANGES_PENDING]) == ({(): 1}, {(): 1})
+    assert (found[names.SERVICE_CHANGES_PENDING], found[names.ENDPOINT_CHANGES_PENDING]) == ({(): 0}, {(): 0})
+    assert (found[names.SERVICE_CHANGES], found[names.ENDPOINT_CHANGES]) == ({(): 2}, {(): 2})
+    assert found[names.LAST_SYNC] == found[names.LAST_QUEUED] == {("IPv4",): 1000.0}
+    counts = {
+        metric: sum(value.counts)
+        for metric in (names.SYNC_DURATION, names.FULL_SYNC_DURATION, names.PARTIAL_SYNC_DURATION)
+        if isinstance(value := found[metric][("IPv4",)], names.Distribution)
+    }
+    assert counts == {names.SYNC_DURATION: 2, names.FULL_SYNC_DURATION: 1, names.PARTIAL_SYNC_DURATION: 1}
+    assert found[names.RESTORE_FAILURES] == found[names.PARTIAL_RESTORE_FAILURES] == {("IPv4",): 1}
+    world.sleep(30.0)
+    assert world.metrics.snapshot()[names.PARTIAL_RESTORE_FAILURES] == {("IPv4",): 1}
+
+
+def test_fault_that_lasts_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(iptables_sync_period=30.0)
+    world.backend.error = TransactionError("refused", line=3, text="-A X")
+
+    with caplog.at_level("INFO"):
+        world.tell(service())
+        world.sleep(100.0)
+        world.backend.error = None
+        world.sleep(30.0)
+
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "line 3: -A X" in told[0]
+    assert "work again" in told[1]

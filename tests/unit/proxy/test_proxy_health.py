@@ -14,10 +14,11 @@ import pytest
 from kproxy.errors import HostError
 from kproxy.proxy.changes import HealthCheck
 from kproxy.proxy.family import Family
-from kproxy.proxy.health import Answer, Health, Routes, listen, programmed, split_bind_address
+from kproxy.proxy.health import Health, programmed
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.service_health import ServiceHealthServers, answer
 from kproxy.proxy.services import ServiceName
+from kproxy.proxy.serving import Answer, Routes, listen, split_bind_address
 
 EDGE = ServiceName("default", "edge")
 
@@ -61,6 +62,7 @@ def test_idle_proxier_is_healthy_and_one_that_is_late_is_not() -> None:
     health.node_is_eligible(True)
     assert health.healthz().status == 200
 
+    health.updated(Family.IPV4)
     health.queued(Family.IPV4, clock())
     clock.now = 30.0
     health.queued(Family.IPV4, clock())
@@ -69,13 +71,13 @@ def test_idle_proxier_is_healthy_and_one_that_is_late_is_not() -> None:
     clock.now = 60.0
 
     assert not health.is_healthy()
-    health.updated(Family.IPV4, clock())
+    health.updated(Family.IPV4)
     assert health.is_healthy()
 
 
 def test_node_that_goes_away_fails_healthz_but_not_livez() -> None:
     health = Health(60.0, Moment())
-    health.updated(Family.IPV6, 0.0)
+    health.updated(Family.IPV6)
     health.node_is_eligible(False)
 
     healthz, livez = health.healthz(), health.livez()

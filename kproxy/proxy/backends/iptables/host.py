@@ -38,19 +38,33 @@ _RANDOM_FULLY_SINCE = (1, 6, 2)
 
 
 class Tools(msgspec.Struct, frozen=True):
-    """Paths of one variant's tools for one family, and their version."""
+    """One variant's tools for one family.
+
+    Attributes:
+        variant: which set of tables they see.
+        save: path of iptables-save.
+        restore: path of iptables-restore.
+        version: theirs.
+        lock_wait: seconds that the legacy tools wait for their lock.
+    """
 
     variant: Variant
     save: str
     restore: str
     version: tuple[int, ...]
+    lock_wait: int = LOCK_WAIT_SECONDS
+
+
+class ToolFailed(HostError):
+    """A tool ran, and did not do what it was told."""
 
 
 def run_tool(argv: Sequence[str], text: str = "") -> str:
     """Run a tool with ``text`` as its input; returns its output.
 
     Raises:
-        HostError: it could not be run, failed or took too long.
+        ToolFailed: it failed, or was killed.
+        HostError: it could not be run or took too long.
     """
     try:
         done = subprocess.run(  # noqa: S603 - an argument list, no shell
@@ -62,7 +76,8 @@ def run_tool(argv: Sequence[str], text: str = "") -> str:
         raise HostError(f"{argv[0]} did not end within {_TOOL_TIMEOUT:.0f} s", command=argv) from error
     if done.returncode:
         said = done.stderr.decode(errors="replace")
-        raise HostError(f"{argv[0]} failed with status {done.returncode}", command=argv, stderr=said)
+        ended = f"failed with status {done.returncode}" if done.returncode > 0 else f"died of signal {-done.returncode}"
+        raise ToolFailed(f"{argv[0]} {ended}", command=argv, stderr=said)
     return done.stdout.decode()
 
 

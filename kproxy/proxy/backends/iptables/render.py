@@ -93,6 +93,7 @@ class RuleSet:
         self._plans: dict[ServicePortName, PortPlan] = {}
         self._rules: dict[ServicePortName, ServiceRules] = {}
         self._endpoints = 0
+        self._own_rules = dict.fromkeys(TABLES, 0)
         self._has_comments = True
         self._scope = NodePortScope()
 
@@ -104,6 +105,7 @@ class RuleSet:
         """
         if delta.is_full:
             self._plans, self._rules, self._endpoints = {}, {}, 0
+            self._own_rules = dict.fromkeys(TABLES, 0)
         changed = Changed(set(), set(), set())
         if delta.is_full or delta.node_ports != self._scope:
             self._scope = delta.node_ports
@@ -127,6 +129,7 @@ class RuleSet:
         if plan is None or rules is None:
             return
         self._endpoints -= plan.known_endpoints
+        self._count(rules, -1)
         changed.stale.update(rules.chains)
         changed.shared.update(table for table in TABLES if _shared(rules, table))
 
@@ -134,9 +137,25 @@ class RuleSet:
         old = self._rules.get(name, ServiceRules((), (), {}))
         new = service_rules(self._plans[name], self._settings, has_comments=self._has_comments)
         self._rules[name] = new
+        self._count(old, -1)
+        self._count(new, +1)
         changed.ports.add(name)
         changed.stale.update(old.chains.keys() - new.chains.keys())
         changed.shared.update(table for table in TABLES if _shared(old, table) != _shared(new, table))
+
+    def _count(self, rules: ServiceRules, sign: int) -> None:
+        self._own_rules["filter"] += sign * len(rules.filter)
+        self._own_rules["nat"] += sign * (len(rules.nat) + sum(map(len, rules.chains.values())))
+
+    @property
+    def rule_counts(self) -> dict[str, int]:
+        """Rules in our own chains, per table; the jumps to them are not counted (as in kube-proxy)."""
+        tail = node_port_tail(self._scope, self._settings.family)
+        static = {
+            "filter": len(static_filter_rules(self._settings)),
+            "nat": len(static_nat_rules(self._settings)) + len(tail),
+        }
+        return {table: self._own_rules[table] + static[table] for table in TABLES}
 
     @property
     def active_chains(self) -> set[str]:
@@ -268,3 +287,13 @@ def parse_saved(text: str) -> Found:
         {table: frozenset(lines) for table, lines in rules.items()},
         frozenset(frontends),
     )
+
+
+def written_rules(text: str) -> dict[str, int]:
+    """How many rules an input for iptables-restore appends, per table that it names."""
+    counts = {}
+    for table in TABLES:
+        start = text.find(f"*{table}\n")
+        if start >= 0:
+            counts[table] = text.count("\n-A ", start, text.find("\nCOMMIT\n", start))
+    return counts

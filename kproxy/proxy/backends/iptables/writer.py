@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 
-from kproxy.errors import HostError, TransactionError
+from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
 from kproxy.proxy.backends.iptables import chains
-from kproxy.proxy.backends.iptables.host import LOCK_WAIT_SECONDS, Tools, run_tool
-from kproxy.proxy.backends.iptables.render import CANARY_TABLES, TABLES, Found, RuleSet, parse_saved
+from kproxy.proxy.backends.iptables.host import ToolFailed, Tools, run_tool
+from kproxy.proxy.backends.iptables.render import CANARY_TABLES, TABLES, Found, RuleSet, parse_saved, written_rules
 from kproxy.proxy.backends.iptables.rules import CLEANED_JUMPS, Settings
 from kproxy.proxy.plan import PlanDelta
+
+RunTool = Callable[[Sequence[str], str], str]
+"""Runs a tool with an input and returns its output; raises HostError when it fails."""
+OnWritten = Callable[[Mapping[str, int], Mapping[str, int]], None]
+"""Told after each write, per table: how many rules there are of ours, and how many were written."""
 
 _LINE_NUMBER = re.compile(r"(?:^|\s|:)line:? (\d+)")
 
@@ -21,12 +27,22 @@ class IptablesBackend:
     Args:
         tools: the variant's tools.
         settings: what rules depend on beside plans.
+        on_written: told how much was written.
+        run: runs the tools.
     """
 
-    def __init__(self, tools: Tools, settings: Settings) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        settings: Settings,
+        on_written: OnWritten = lambda _total, _last: None,
+        run: RunTool = run_tool,
+    ) -> None:
         self._tools = tools
         self._rules = RuleSet(settings)
         self._found = Found()
+        self._on_written = on_written
+        self._run = run
 
     def apply(self, delta: PlanDelta) -> None:
         """Make the kernel hold what the delta says.
@@ -37,7 +53,7 @@ class IptablesBackend:
         """
         changed = self._rules.take(delta)
         if delta.is_full:
-            self._found = parse_saved(run_tool((self._tools.save,)))
+            self._found = parse_saved(self._run((self._tools.save,), ""))
             self._restore(self._rules.restore_all(self._found))
         elif text := self._rules.restore_changed(changed):
             self._restore(text)
@@ -52,27 +68,35 @@ class IptablesBackend:
         Raises:
             HostError: the tools could not be run.
         """
-        if _has_canary(run_tool((self._tools.save, "-t", "mangle"))):
+        if self._has_canary("mangle"):
             return Condition.INTACT
-        if any(_has_canary(run_tool((self._tools.save, "-t", table))) for table in CANARY_TABLES[1:]):
+        if any(self._has_canary(table) for table in CANARY_TABLES[1:]):
             return Condition.BEING_LOST
         return Condition.LOST
 
+    def _has_canary(self, table: str) -> bool:
+        return f":{chains.CANARY} " in self._run((self._tools.save, "-t", table), "")
+
     def _restore(self, text: str) -> None:
-        argv = (self._tools.restore, "-w", str(LOCK_WAIT_SECONDS), "--noflush", "--counters")
+        argv = (self._tools.restore, "-w", str(self._tools.lock_wait), "--noflush", "--counters")
         try:
-            run_tool(argv, text)
-        except HostError as error:
+            self._run(argv, text)
+        except ToolFailed as error:
             number = int(found[1]) if (found := _LINE_NUMBER.search(error.stderr)) else 0
-            lines = text.splitlines()
-            line = lines[number - 1] if 0 < number <= len(lines) else ""
-            raise TransactionError(
-                "iptables-restore refused the rules", line=number, text=line, command=argv, stderr=error.stderr
-            ) from error
+            line = _line_of(text, number)
+            raise TransactionError(error.reason, line=number, text=line, command=argv, stderr=error.stderr) from error
+        self._on_written(self._rules.rule_counts, written_rules(text))
 
 
-def _has_canary(saved: str) -> bool:
-    return f":{chains.CANARY} " in saved
+def _line_of(text: str, number: int) -> str:
+    """A line of an input by its number; a COMMIT, where the kernel's own refusals surface, with its table."""
+    lines = text.splitlines()
+    if not 0 < number <= len(lines):
+        return ""
+    line = lines[number - 1]
+    if line != "COMMIT":
+        return line
+    return f"COMMIT of table {next(above[1:] for above in reversed(lines[:number]) if above.startswith('*'))}"
 
 
 def clean_up(tools: Tools) -> None:
@@ -94,7 +118,7 @@ def clean_up(tools: Tools) -> None:
             declared = [f":{chain} - [0:0]" for chain in gone]
             parts += [f"*{table}", *declared, *jumps, *(f"-X {chain}" for chain in gone), "COMMIT"]
     if parts:
-        run_tool((tools.restore, "-w", str(LOCK_WAIT_SECONDS), "--noflush"), "\n".join((*parts, "")))
+        run_tool((tools.restore, "-w", str(tools.lock_wait), "--noflush"), "\n".join((*parts, "")))
 
 
 def _is_ours(table: str, chain: str) -> bool:

@@ -1,0 +1,194 @@
+"""`kproxy verify` on whole labs: the demo's table is all ok, whatever the network, families and iptables variant.
+
+How many rows there must be, and which chains, is worked out here from the objects, not asked of the code under test.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from kproxy.api.kinds import ENDPOINT_SLICE, SERVICE
+from kproxy.api.types import Object
+from kproxy.testing.labs import Lab, fresh_lab, run_kproxy
+
+pytestmark = pytest.mark.root
+
+ROOT = Path(__file__).resolve().parents[2]
+LABS = {
+    "default": (),
+    "vxlan": ("--network", "vxlan"),
+    "dual stack": ("--ip-family", "dual"),
+    "vxlan, dual stack": ("--network", "vxlan", "--ip-family", "dual"),
+    "nft": ("--iptables-variant", "nft"),
+}
+
+
+def demo() -> list[str]:
+    """The scenarios that ``make demo`` applies."""
+    (found,) = re.findall(r"^DEMO\s*[:?]?=\s*(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return [str(ROOT / "manifests" / name) for name in found.split()]
+
+
+@dataclass(frozen=True)
+class Proven:
+    lab: Lab
+    rows: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=LABS.values(), ids=LABS.keys())
+def proven(request: pytest.FixtureRequest) -> Iterator[Proven]:
+    options: tuple[str, ...] = request.param
+    if "nft" in options and shutil.which("iptables-nft-restore") is None:
+        pytest.fail("iptables-nft-restore is missing")
+    with fresh_lab(*options) as lab:
+        lab.run("apply", *(word for path in demo() for word in ("-f", path)))
+        yield Proven(lab, json.loads(lab.run("verify", "-o", "json", expected=(0, 1))))
+
+
+def test_every_row_is_as_promised(proven: Proven) -> None:
+    assert proven.rows
+    assert [row for row in proven.rows if not row["ok"]] == []
+
+
+def test_the_rows_are_services_times_places_times_frontends(proven: Proven) -> None:
+    lab = proven.lab
+    services = [obj for obj in lab.client.list(SERVICE).items if obj["metadata"]["name"] != "kubernetes"]
+    slices = lab.client.list(ENDPOINT_SLICE).items
+    expected = {
+        f"{service['metadata']['namespace']}/{service['metadata']['name']}:{port.get('name') or port['port']}": sum(
+            places(lab, endpoints) * frontends(lab, service, port, has_endpoint=bool(endpoints))
+            for family in service["spec"]["ipFamilies"]
+            for endpoints in [ready_pods(lab, slices, service, family)]
+        )
+        for service in services
+        for port in service["spec"]["ports"]
+    }
+    found = {name: sum(row["service"] == name for row in proven.rows) for name in expected}
+    assert found == expected
+    assert len(proven.rows) == sum(expected.values())
+
+
+def ready_pods(lab: Lab, slices: list[Object], service: Object, family: str) -> list[str]:
+    """Names of the pods that are ready endpoints."""
+    return [
+        endpoint["targetRef"]["name"]
+        for part in slices
+        if part["metadata"].get("labels", {}).get("kubernetes.io/service-name") == service["metadata"]["name"]
+        and part["addressType"] == family
+        for endpoint in part.get("endpoints") or ()
+        if endpoint["conditions"]["ready"]
+    ]
+
+
+def places(lab: Lab, endpoints: list[str]) -> int:
+    status = lab.status
+    if not endpoints:
+        return 1 + 1 + len(status.clients)
+    homes = {pod.name: pod.node for pod in status.pods}
+    nodes_with = {homes[name] for name in endpoints}
+    has_neighbour = any(list(homes.values()).count(homes[name]) > 1 for name in endpoints)
+    has_others = len(set(homes.values())) > 1
+    has_node_without = len(nodes_with) < len(status.nodes)
+    return 1 + has_neighbour + has_others + 1 + has_node_without + len(status.clients)
+
+
+def frontends(lab: Lab, service: Object, port: dict[str, Any], *, has_endpoint: bool) -> int:
+    on_nodes = len(lab.status.nodes) if port.get("nodePort") else 0
+    return has_endpoint + 1 + on_nodes + len(service["spec"].get("externalIPs") or ())
+
+
+def test_why_names_the_chains_of_that_service(proven: Proven) -> None:
+    """The chains' names are worked out as Kubernetes does: from the Service port's name and protocol."""
+    unnamed = {
+        f"{obj['metadata']['namespace']}/{obj['metadata']['name']}:{port['port']}"
+        for obj in proven.lab.client.list(SERVICE).items
+        for port in obj["spec"]["ports"]
+        if not port.get("name")
+    }
+    checked = 0
+    for row in proven.rows:
+        name = row["service"].rpartition(":")[0] if row["service"] in unnamed else row["service"]
+        text = name + row["protocol"].lower()
+        digest = base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]
+        ours = {f"KUBE-{kind}-{digest}" for kind in ("SVC", "SVL", "EXT")}
+        service_chains = {chain for chain in row["why"] if re.match(r"KUBE-(SVC|SVL|EXT)-", chain)}
+        assert service_chains <= ours, row
+        if row["kind"] != "pod" and row["seen"]["verdict"] == "answered":
+            assert service_chains & {f"KUBE-SVC-{digest}", f"KUBE-SVL-{digest}"}, row
+            assert any(chain.startswith("KUBE-SEP-") for chain in row["why"]), row
+            checked += 1
+    assert checked
+
+
+def test_why_says_that_a_source_was_rewritten(proven: Proven) -> None:
+    for row in proven.rows:
+        sources = {path["source"] for path in row["seen"]["paths"]}
+        if row["expected"]["lost"]:
+            continue  # the packet of the second pass may have gone to either kind of endpoint
+        if sources and "kept" not in sources:
+            assert "KUBE-MARK-MASQ" in row["why"], row
+        # A node that dials is masqueraded to its own address.
+        if sources == {"kept"} and not row["client"].startswith("node/"):
+            assert "KUBE-MARK-MASQ" not in row["why"], row
+
+
+def test_why_says_which_table_stopped_a_packet(proven: Proven) -> None:
+    stopped = [row for row in proven.rows if row["seen"]["verdict"] == "refused"]
+    assert stopped
+    for row in stopped:
+        chain = "KUBE-SERVICES" if row["kind"] == "ClusterIP" else "KUBE-EXTERNAL-SERVICES"
+        assert chain in row["why"], row
+
+
+# -- one lab is enough for the rest -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Lab]:
+    with fresh_lab() as lab:
+        lab.run("apply", "-f", str(ROOT / "manifests" / "clusterip"), "-f", str(ROOT / "manifests" / "no-endpoints"))
+        yield lab
+
+
+def test_junit_is_for_ci(small: Lab) -> None:
+    root = ET.fromstring(small.run("verify", "--no-why", "-o", "junit"))
+    rows = json.loads(small.run("verify", "--no-why", "-o", "json"))
+    assert (root.get("tests"), root.get("failures")) == (str(len(rows)), "0")
+
+
+def test_the_table_ends_with_its_sum(small: Lab) -> None:
+    text = small.run("verify", "hello", "--no-why")
+    assert "Service default/hello" in text
+    assert "Service default/nobody" not in text
+    count = sum(line.rstrip().endswith(" ok") for line in text.splitlines())
+    assert text.splitlines()[-1] == f"{count} of {count} rows as promised"
+
+
+@pytest.mark.parametrize("words", [("nothing-here",), ("-n", "kube-public")])
+def test_what_is_not_there_cannot_be_verified(small: Lab, words: tuple[str, ...]) -> None:
+    done = run_kproxy(["verify", *words], lab=small.name)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_changes_nothing(small: Lab) -> None:
+    before = [small.run("exec", node, "--", "iptables-save") for node in ("node1", "node2", "node3")]
+    small.run("verify")
+    after = [small.run("exec", node, "--", "iptables-save") for node in ("node1", "node2", "node3")]
+    assert [rules_of(text) for text in before] == [rules_of(text) for text in after]
+
+
+def rules_of(saved: str) -> list[str]:
+    return [line for line in saved.splitlines() if not line.startswith(("#", ":"))]

@@ -12,7 +12,7 @@ import itertools
 import json
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, Final
 
 from kproxy.api.field_errors import INVALID, NOT_SUPPORTED, REQUIRED, TYPE_INVALID, UNKNOWN_FIELD, FieldError, quoted
@@ -111,6 +111,28 @@ def check(obj: Object) -> list[FieldError]:
     if type_name is None:
         return [_unknown_kind(obj["apiVersion"], obj["kind"])]
     return list(itertools.islice(_check_object(obj, type_name, ""), _MAX_ERRORS))
+
+
+def well_typed(obj: Object, errors: Iterable[FieldError]) -> Object:
+    """The object without what ``check`` found to be of a wrong type, so that the rest can be looked at.
+
+    Args:
+        obj: is not altered.
+        errors: of ``check``; a list with an item of a wrong type becomes empty, since positions count.
+    """
+    bad = {error.field for error in errors if error.kind is TYPE_INVALID}
+    sound: Object = _well_typed(obj, "", bad)
+    return sound
+
+
+def _well_typed(value: Any, path: str, bad: Set[str]) -> Any:
+    if isinstance(value, dict):
+        kept = ((key, item, child(path, key)) for key, item in value.items())
+        return {key: _well_typed(item, below, bad) for key, item, below in kept if below not in bad}
+    if isinstance(value, list):
+        paths = [f"{path}[{index}]" for index in range(len(value))]
+        return [] if bad & set(paths) else [_well_typed(*pair, bad) for pair in zip(value, paths, strict=True)]
+    return value
 
 
 def is_known(api_version: Any, kind: Any) -> bool:

@@ -6,19 +6,22 @@ import difflib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from kproxy.api import manifest
+from kproxy.api.field_errors import DUPLICATE
 from kproxy.api.kinds import BY_API, KINDS, NAMESPACE, Kind
-from kproxy.api.manifest import Document
+from kproxy.api.manifest import Document, duplicates
 from kproxy.api.types import Object
 from kproxy.cli import waiting
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.cli.descriptions import without_last_applied
-from kproxy.cli.documents import Manifests, pass_over_cluster_files, put_in_namespace, read_paths
+from kproxy.cli.documents import pass_over_cluster_files, put_in_namespace, read_paths
+from kproxy.cli.durations import Duration
 from kproxy.cli.get import Target, parse_targets, render, resource
 from kproxy.cli.waiting import Deadline, Named
 from kproxy.client import Applied, ApplyResult, Client
@@ -33,10 +36,10 @@ _files = click.option(
 )
 _wait = click.option(
     "--wait",
-    type=click.FloatRange(min=0),
-    default=WAIT,
+    type=Duration(),
+    default=f"{WAIT}s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="DURATION",
     help="How long to wait until every node holds the change; 0 does not wait.",
 )
 
@@ -75,7 +78,9 @@ def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **opti
 @_files
 @click.argument("words", metavar="[KIND NAME... | KIND/NAME... | PATH...]", nargs=-1)
 @click.option("--ignore-not-found", is_flag=True, help="What does not exist counts as deleted.")
-@click.option("--grace-period", type=int, default=None, metavar="SECONDS", help="How long a pod's processes may take.")
+@click.option(
+    "--grace-period", type=Duration(), default=None, metavar="DURATION", help="How long a pod's processes may take."
+)
 @_wait
 @namespace_option
 @lab_option
@@ -128,26 +133,28 @@ def _checked(
     manifests = pass_over_cluster_files(read_paths(paths), layout)
     source = click.get_current_context().get_parameter_source("namespace")
     put_in_namespace(manifests, namespace, is_explicit=source is not ParameterSource.DEFAULT)
-    manifests = _without_duplicates(manifests)
-    if manifests.findings:
+    repeated = [manifests.documents[index].findings([error]) for index, error in duplicates(manifests.documents)]
+    findings = [*manifests.findings, *chain.from_iterable(repeated)]
+    if findings:
         if manifests.documents and not delete:
             try:
                 _send(client, manifests.documents, dry_run=True)
             except InvalidInput as error:
-                manifests.findings += error.findings
-        raise InvalidInput(manifests.findings)
+                findings += _without_repeats(error.findings, findings)
+        raise InvalidInput(findings)
     if not manifests.documents:
         raise UserError(f"nothing to apply in {', '.join(paths)}")
     return manifests.documents
 
 
-def _without_duplicates(manifests: Manifests) -> Manifests:
-    repeated = manifest.duplicates(manifests.documents)
-    for index, error in repeated:
-        manifests.findings += manifests.documents[index].findings([error])
-    dropped = {index for index, _ in repeated}
-    documents = [document for index, document in enumerate(manifests.documents) if index not in dropped]
-    return Manifests(documents, manifests.findings)
+def _without_repeats(servers: Iterable[Finding], ours: Iterable[Finding]) -> list[Finding]:
+    """The server's findings but for the names it finds twice, where we have said so with the place of the first."""
+    told = {(finding.file, finding.line, finding.field) for finding in ours}
+    return [
+        finding
+        for finding in servers
+        if not finding.reason.startswith(DUPLICATE.words) or (finding.file, finding.line, finding.field) not in told
+    ]
 
 
 def _send(client: Client, documents: Sequence[Document], *, dry_run: bool = False, delete: bool = False) -> ApplyResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import SystemRandom
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from kproxy.api import defaults, known_fields, validation
-from kproxy.api.field_errors import DUPLICATE, NOT_FOUND, UNKNOWN_FIELD, FieldError, required
+from kproxy.api.field_errors import DUPLICATE, FORBIDDEN, NOT_FOUND, REQUIRED, UNKNOWN_FIELD, FieldError, required
 from kproxy.api.kinds import (
     BY_API,
     DEPLOYMENT,
@@ -334,6 +334,30 @@ class Registry:
         errors = unknown + allocation_errors
         return admitted, errors + [error for error in validation_errors if error not in errors]
 
+    def errors_instead(self, transaction: Transaction, kind: Kind, obj: Object, old: Object | None) -> list[FieldError]:
+        """Everything that is wrong with an applied object that is refused anyway: it is ill-typed, or not the only one.
+
+        Ensures that it is not blamed for what an object of its name applied before it has taken, nor for what follows
+        from a field of a wrong type being left out.
+
+        Args:
+            transaction: the request's.
+            kind: the object's.
+            obj: as it was applied.
+            old: what was stored before the request; None if there was nothing.
+        """
+        errors = known_fields.check(obj)
+        sound = known_fields.well_typed(obj, errors)
+        if _is_ill_typed(known_fields.check(sound)):
+            return errors
+        other = transaction.get(kind, *_key(obj))
+        if kind is SERVICE and other is not None:
+            self._claims.release(other)
+        merged = sound if old is None else _three_way_merge(old, sound)
+        found = self._admitted(transaction, kind, merged, old, _THOROUGH)[1]
+        missing = [error.field for error in errors if error.kind is not UNKNOWN_FIELD]
+        return errors + [error for error in found if error not in errors and not _follows(error, missing)]
+
     def _hold(self, kind: Kind, obj: Object) -> None:
         if kind is SERVICE:
             self._claims.hold(obj)
@@ -368,17 +392,21 @@ class _Apply:
 
     def apply_all(self, transaction: Transaction) -> Object:
         """Applies every document, and refuses all when one is refused."""
-        seen: set[tuple[Kind, str, str]] = set()
+        before: dict[tuple[Kind, str, str], Object | None] = {}
         for index in self._in_order():
             read = self._read(index)
             if read is None:
                 continue
             kind, obj = read
             key = (kind, *_key(obj))
-            if key in seen:
+            is_repeated = key in before
+            old = before.setdefault(key, transaction.get(kind, *key[1:]))
+            if is_repeated:
                 self._blame(index, [FieldError("metadata.name", DUPLICATE, key[2], "two documents have this name")])
-            elif self._one(index, kind, obj, transaction):
-                seen.add(key)
+            if is_repeated or _is_ill_typed(known_fields.check(obj)):
+                self._blame(index, self._registry.errors_instead(transaction, kind, obj, old))
+            else:
+                self._one(index, kind, obj, transaction)
         for index, message in warnings.of_apply(
             {index: entry["object"] for index, entry in self._results.items()}, transaction
         ):
@@ -417,7 +445,7 @@ class _Apply:
         kind = _kind_of(obj)
         if kind is None:
             errors = errors or [FieldError("kind", NOT_FOUND, obj["kind"], "the lab's API does not serve this kind")]
-        if kind is None or _is_ill_typed(errors):
+        if kind is None or _is_ill_typed(error for error in errors if not error.field.startswith("spec.")):
             self._blame(index, errors)
             return None
         obj = _with_default_namespace(kind, obj)
@@ -426,7 +454,7 @@ class _Apply:
             return None
         return kind, obj
 
-    def _one(self, index: int, kind: Kind, obj: Object, transaction: Transaction) -> bool:
+    def _one(self, index: int, kind: Kind, obj: Object, transaction: Transaction) -> None:
         old = transaction.get(kind, *_key(obj))
         try:
             if old is None:
@@ -438,12 +466,11 @@ class _Apply:
                 answer = self._registry._update(transaction, kind, old, merged, _THOROUGH)
         except ApiError as error:
             self._blame_status(index, error)
-            return True
+            return
         outcome = "created" if old is None else "unchanged" if answer.object is old else "configured"
         self._record(index, kind, answer.object, outcome)
         told = [*answer.warnings, *warnings.of_document(kind, obj)]
         self._warnings += [{"index": index, "message": message} for message in dict.fromkeys(told)]
-        return True
 
     def _check_namespace(self, index: int, kind: Kind, obj: Object, transaction: Transaction) -> None:
         try:
@@ -493,9 +520,17 @@ def _scheduled(conditions: Sequence[Object]) -> list[Object]:
     return [*others, {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}]
 
 
-def _is_ill_typed(errors: Sequence[FieldError]) -> bool:
+def _is_ill_typed(errors: Iterable[FieldError]) -> bool:
     """Whether the rest cannot be looked at: a field that nobody knows does not stand in the way of the others."""
     return any(error.kind is not UNKNOWN_FIELD for error in errors)
+
+
+def _follows(error: FieldError, missing: Sequence[str]) -> bool:
+    """Whether the error may be there only because the fields ``missing`` were left out of the object."""
+    if not missing:
+        return False
+    is_near = any(error.field.startswith(field) or field.startswith(error.field) for field in missing)
+    return is_near or error.kind in (REQUIRED, FORBIDDEN)
 
 
 def _head(kind: Kind) -> Object:

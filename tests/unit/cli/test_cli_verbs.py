@@ -85,6 +85,73 @@ def test_two_documents_with_one_name_are_refused(run: Run) -> None:
     ]
 
 
+TWICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, ports: [{port: 80, nodePort: 31000}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+"""
+HERE = 'Service "default/web": '
+DUPLICATE = f'-:8: {HERE}metadata.name: Duplicate value: "web": the same object is already at -:1'
+
+
+@pytest.mark.parametrize(
+    ("spec", "findings"),
+    [
+        pytest.param("{type: NodePort, ports: [{port: 80, nodePort: 31000}]}", [], id="what the first one has taken"),
+        pytest.param(
+            "{ports: [{port: x}], sessionAffinity: Client}",
+            [
+                f'-:9: {HERE}spec.ports[0].port: Invalid value: "x": must be an integer',
+                f'-:9: {HERE}spec.sessionAffinity: Unsupported value: "Client": supported values: "ClientIP", "None"',
+            ],
+            id="a wrong type and a wrong value",
+        ),
+        pytest.param(
+            "{ports: [{port: 80, nodePort: 1, name: A}, 5], type: 7, prots: []}",
+            [
+                f"-:9: {HERE}spec.ports[1]: Invalid value: 5: must be an object",
+                f'-:9: {HERE}spec.prots: unknown field "spec.prots", did you mean "ports"?',
+                f"-:9: {HERE}spec.type: Invalid value: 7: must be a string",
+            ],
+            id="nothing that only follows from a wrong type",
+        ),
+        pytest.param("5", [f"-:9: {HERE}spec: Invalid value: 5: must be an object"], id="no spec at all"),
+    ],
+)
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_document_of_a_name_used_before_tells_its_other_errors(
+    run: Run, spec: str, findings: list[str], is_stored: bool
+) -> None:
+    if is_stored:
+        assert run("apply", "--wait=0", "-f", "-", stdin=TWICE.partition("---")[0]).status == 0
+    done = run("apply", "-f", "-", stdin=f"{TWICE}spec: {spec}\n")
+    assert done.err.removeprefix("error: ").splitlines() == [DUPLICATE, *findings]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", []), ("0s", []), ("2", [2]), ("0.5", [0.5]), ("50ms", [0.05]), ("1m0.5s", [60.5])]
+)
+def test_wait_takes_the_durations_of_kubernetes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, text: str, seconds: list[float]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("kproxy.cli.apply._wait_for_nodes", lambda *args: waited.append(args[3].seconds))
+    done = run("apply", "-f", "-", f"--wait={text}", stdin=WEB.split("---")[0])
+    assert (done.status, waited) == (0, seconds)
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "-1s", "1d", ""])
+def test_what_is_no_duration_is_refused(run: Run, text: str) -> None:
+    done = run("apply", "-f", "-", f"--wait={text}", stdin=WEB)
+    assert (done.status, run("get", "svc").out) == (2, "")
+    assert f"{text!r} is not a duration: write 30s" in done.err
+
+
 @pytest.mark.parametrize("argv", [["apply"], ["apply", "-f", "/no/such/file"], ["get"], ["get", "svc", "x"]])
 def test_what_cannot_be_done_is_status_1(run: Run, argv: list[str]) -> None:
     done = run(*argv)

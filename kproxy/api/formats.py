@@ -60,6 +60,15 @@ def dns_subdomain(value: str) -> list[str]:
     return errors
 
 
+def full_domain(value: str) -> list[str]:
+    """A domain name of two labels or more; one dot may stand at its end."""
+    name = value.removesuffix(".")
+    errors = [",".join(found)] if (found := dns_subdomain(name)) else []
+    if not errors and "." not in name:
+        errors.append("should be a domain with at least two segments separated by dots")
+    return errors
+
+
 def qualified_name(value: str) -> list[str]:
     """A label's key: a name with an optional DNS subdomain and a slash before it."""
     examples = ("MyName", "my.name", "123-abc")

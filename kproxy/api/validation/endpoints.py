@@ -74,7 +74,7 @@ def _check_endpoint(endpoint: Object, address_type: str, path: str) -> Iterator[
 
 def _address_complaints(address: str, address_type: str) -> list[str]:
     if address_type == "FQDN":
-        return formats.dns_subdomain(address.removesuffix("."))
+        return formats.full_domain(address)
     if address_type not in ("IPv4", "IPv6"):
         return []
     complaints = formats.ip_address(address)

@@ -237,6 +237,67 @@ class EnvVar(Value, frozen=True):
     value: str = ""
 
 
+class HTTPHeader(Value, frozen=True):
+    """One header of a request."""
+
+    name: str = ""
+    value: str = ""
+
+
+class HTTPGetAction(Value, frozen=True):
+    """A GET request; an empty host means the pod's own address, a port is a number or a container port's name."""
+
+    path: str = "/"
+    port: int | str = 0
+    host: str = ""
+    scheme: str = "HTTP"
+    http_headers: tuple[HTTPHeader, ...] = ()
+
+
+class TCPSocketAction(Value, frozen=True):
+    """A TCP connection; host and port as of HTTPGetAction."""
+
+    port: int | str = 0
+    host: str = ""
+
+
+class ExecAction(Value, frozen=True):
+    """A command in the container; exit status 0 is success."""
+
+    command: tuple[str, ...] = ()
+
+
+class Probe(Value, frozen=True):
+    """How a container is looked at; one of the three actions is set. All times are in seconds."""
+
+    exec_action: ExecAction | None = msgspec.field(name="exec", default=None)
+    http_get: HTTPGetAction | None = None
+    tcp_socket: TCPSocketAction | None = None
+    initial_delay_seconds: int = 0
+    timeout_seconds: int = 1
+    period_seconds: int = 10
+    success_threshold: int = 1
+    failure_threshold: int = 3
+
+
+class SleepAction(Value, frozen=True):
+    """Nothing, for so many seconds."""
+
+    seconds: int = 0
+
+
+class LifecycleHandler(Value, frozen=True):
+    """What is done at a turn of a container's life; other actions have no effect here."""
+
+    sleep: SleepAction = SleepAction()
+
+
+class Lifecycle(Value, frozen=True):
+    """The turns of a container's life at which something is done."""
+
+    pre_stop: LifecycleHandler = LifecycleHandler()
+
+
 class Container(Value, frozen=True):
     """One container; without a command the image decides (the echo server unless the cluster file maps it)."""
 
@@ -248,6 +309,8 @@ class Container(Value, frozen=True):
     env: tuple[EnvVar, ...] = ()
     working_dir: str = ""
     restart_policy: str | None = None
+    readiness_probe: Probe | None = None
+    lifecycle: Lifecycle = Lifecycle()
 
 
 class PodSpec(Value, frozen=True):

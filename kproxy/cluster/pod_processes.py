@@ -17,18 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kproxy.cluster import sandbox
 from kproxy.cluster.echo import CONTROL_MESSAGE, Port
 from kproxy.cluster.fork_server import MESSAGE, Request
 from kproxy.cluster.layout import Layout, python, python_environment
 from kproxy.errors import HostError
 from netns import process
 from netns.journal import Journal
+from netns.namespace import Namespace
 from netns.process import Process
 
 PATIENCE: Final = 10.0
 """Seconds that the fork server gets for one answer."""
 _CREDENTIALS: Final = struct.Struct("3i")
 ROLE: Final = "fork-server"
+ECHO_SOCKET: Final = "echo.sock"
+"""Name of an echo server's control socket in its pod's folder."""
 
 
 class ForkServer:
@@ -221,3 +225,28 @@ def recorded(journal: Journal, prefix: str) -> dict[str, list[Process]]:
         if process.is_alive(one):
             found.setdefault(role, []).append(one)
     return found
+
+
+def kill_strays(layout: Layout, journal: Journal, uid: str, places: Iterable[Namespace]) -> None:
+    """Ends what a pod's folder and the record tell of: processes that nobody here has started, or that were left.
+
+    Those in namespaces of pods would go with them; on a node's network there are others beside them.
+
+    Args:
+        layout: where the folder is.
+        journal: the record.
+        uid: the pod's.
+        places: the network namespaces where its processes may be.
+
+    Raises:
+        NetnsError: one does not end.
+    """
+    folder = layout.pod(uid)
+    outer = [one for found in recorded(journal, f"pod:{uid}:").values() for one in found]
+    reports = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    inner = [sandbox.inner_process(path, ns) for path in reports for ns in places]
+    echo = echo_process(folder / ECHO_SOCKET)
+    process.kill_all([one for one in (*outer, *inner, echo) if one is not None], grace=0)
+    for one in outer:
+        reap(one)
+        process.forget(one, journal)

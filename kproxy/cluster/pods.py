@@ -19,6 +19,8 @@ ECHO: Final = "echo"
 FIRST_BACKOFF: Final = 10.0
 LONGEST_BACKOFF: Final = 300.0
 """Seconds before a container that ended is started again: at once, then 10, 20, ... 300 (kubelet: CrashLoopBackOff)."""
+LEAST_GRACE: Final = 2
+"""Seconds between the polite and the other end, however long the pause before was (kubelet: minimumGracePeriod)."""
 HOSTNAME_LIMIT: Final = 63
 
 
@@ -57,7 +59,7 @@ class ContainerState:
     """What is seen of one container.
 
     Attributes:
-        is_ready: it runs, and if it is the echo server, it listens on all its ports.
+        is_ready: it runs, its readiness probe agrees, and if it is the echo server, it listens on all its ports.
         started_at: RFC 3339; empty while it does not run.
         exit_code: of its last run; None before its first end, or when nobody saw it.
         waiting: why it does not run: `ContainerCreating`, `CrashLoopBackOff`, ...; empty when it runs or is done.
@@ -123,8 +125,13 @@ def _command(container: Container, config: ClusterConfig) -> Command | None:
     argv = container.command or config.image_command(container.image)
     if not argv:
         return None
+    return beside(container, (*argv, *container.args))
+
+
+def beside(container: Container, argv: tuple[str, ...]) -> Command:
+    """A command that has the container's variables and working directory."""
     env = {variable.name: variable.value for variable in container.env}
-    return Command(container.name, (*argv, *container.args), env, container.working_dir)
+    return Command(container.name, argv, env, container.working_dir)
 
 
 def echo_ports(pod: Pod, echoes: Sequence[str], services: Iterable[Service]) -> frozenset[Port]:
@@ -201,6 +208,7 @@ def status(pod: Pod, previous: Mapping[str, Any], observed: Observed, now: str) 
     if not is_ready:
         why = "PodCompleted" if current == "Succeeded" else "ContainersNotReady"
         message = f"containers with unready status: [{' '.join(unready)}]"
+        message += "".join(_complaint(name, observed.containers[name]) for name in unready)
         readiness = {"status": "False", "reason": why, "message": message}
     conditions = [
         {"type": "PodScheduled", "status": "True"},
@@ -224,6 +232,11 @@ def status(pod: Pod, previous: Mapping[str, Any], observed: Observed, now: str) 
             if container.name in observed.containers
         ],
     }
+
+
+def _complaint(container: str, state: ContainerState) -> str:
+    """What is wrong with a container that runs, if somebody has said so."""
+    return f"; {container}: {state.message}" if state.started_at and state.message else ""
 
 
 def _since(previous: Mapping[str, Any], condition: Object, now: str) -> Object:

@@ -23,7 +23,7 @@ from kproxy.cluster.fork_server import LOG_LIMIT, POD_UID
 from kproxy.errors import HostError
 from netns.journal import Journal
 from netns.namespace import Namespace, enter, identity
-from netns.process import Process, find, spawn
+from netns.process import Process, find, is_alive, spawn
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TMP_LIMIT: Final = 64 * 1024 * 1024
@@ -42,6 +42,10 @@ _READABLE: Final = (
     "/etc/ssl/openssl.cnf",
 )
 """What programs look up in /etc; everything else there is the host's own business."""
+_COMMANDS_PID: Final = 2
+"""Number of the container's command in its PID namespace."""
+_NAMESPACES: Final = {"user": "user", "mount": "mnt", "pid": "pid", "uts": "uts", "ipc": "ipc", "cgroup": "cgroup"}
+"""nsenter's options for the namespaces that a sandbox is made of, and their names in /proc."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,32 @@ def start(  # noqa: PLR0913 - what runs, where, and its three records
         )
 
 
+def run_once(container: Container, ns: Namespace, output: int) -> Process:
+    """Starts a command in a sandbox of its own; returns a process that ends with the command's exit status.
+
+    Args:
+        container: what runs.
+        ns: network namespace it runs in.
+        output: descriptor that its output goes to, up to `LOG_LIMIT` bytes.
+
+    Raises:
+        HostError: bubblewrap is not installed.
+        NetnsError: it cannot be started.
+    """
+    with _files(container) as files:
+        return spawn(
+            [_bubblewrap(), *_arguments(container, files)],
+            ns=ns,
+            env={},
+            stdout=output,
+            stderr=output,
+            uid=POD_UID,
+            gid=POD_UID,
+            setup=_limit,
+            pass_fds=list(files.values()),
+        )
+
+
 def become(container: Container, ns: Namespace) -> NoReturn:
     """Becomes the container's command, with the terminal and standard streams of the calling process.
 
@@ -145,19 +175,65 @@ def inner_process(status: Path, ns: Namespace) -> Process | None:
     return find(pid) if is_here and is_pods else None
 
 
-def commands(outer: Process) -> list[Process]:
-    """The container's own processes that a polite end is asked of: the children of the sandbox's first process.
+def main_process(outer: Process) -> Process | None:
+    """The process that the container's command was started as, which a polite end is asked of; None when there is none.
 
+    It is the second of its PID namespace: the first is bubblewrap's own, which takes in orphans and passes nothing on.
+    It is there when everything else of the sandbox is.
     Read from /proc: its `children` files are not in every kernel.
     """
-    parents: dict[int, list[int]] = {}
+    children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - names, no paths
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
-                parents.setdefault(_parent(int(name)), []).append(int(name))
-    inner = parents.get(outer.pid, [])
-    found = [find(pid) for first in inner for pid in parents.get(first, [])]
-    return [process for process in found if process is not None]
+                children.setdefault(_parent(int(name)), []).append(int(name))
+    for first in children.get(outer.pid, []):
+        for pid in children.get(first, []):
+            if _number_inside(pid) == _COMMANDS_PID:
+                return find(pid)
+    return None
+
+
+def join(container: Container, main: Process, ns: Namespace, output: int) -> Process:
+    """Starts one more command in a container that runs; returns a process that ends with the command's exit status.
+
+    The command sees what the container's own processes see, and is as confined as they are. It holds descriptors of
+    its own namespaces, which it has not the right to use.
+
+    Args:
+        container: the command, with the variables and the working directory of the container's own.
+        main: from `main_process`; the sandbox's first process may still see the host.
+        ns: the container's network namespace.
+        output: descriptor that its output goes to, up to `LOG_LIMIT` bytes.
+
+    Raises:
+        HostError: util-linux is not complete.
+        NetnsError: it cannot be started.
+        OSError: the container has ended.
+    """
+    variables = [f"{name}={value}" for name, value in _environment(container).items()]
+    with contextlib.ExitStack() as opened:
+        namespaces = {}
+        for option, name in _NAMESPACES.items():
+            fd = os.open(f"/proc/{main.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            namespaces[f"--{option}=/proc/self/fd/{fd}"] = fd
+        if not is_alive(main):
+            raise ProcessLookupError("the container has ended")
+        # Nothing of the manifest's is in the environment or the path of a program before it has become a pod's user.
+        argv = [_program("nsenter", "util-linux"), *namespaces, "--"]
+        argv += [_program("setpriv", "util-linux"), "--reuid=0", "--regid=0", "--keep-groups"]
+        argv += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+        argv += [_program("env", "coreutils"), "-i", f"--chdir={container.working_dir or '/'}", *variables]
+        return spawn(
+            [*argv, *container.argv],
+            ns=ns,
+            env={},
+            stdout=output,
+            stderr=output,
+            setup=_limit_without_groups,
+            pass_fds=list(namespaces.values()),
+        )
 
 
 def ended(status: Path) -> Ended:
@@ -184,16 +260,34 @@ def _parent(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[1])
 
 
+def _number_inside(pid: int) -> int:
+    """The process's number in the innermost PID namespace that it is in; 0 when it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 0
+
+
 def _bubblewrap() -> str:
-    program = shutil.which("bwrap", path=PATH)
+    return _program("bwrap", "bubblewrap")
+
+
+def _program(name: str, package: str) -> str:
+    program = shutil.which(name, path=PATH)
     if program is None:
-        raise HostError("bubblewrap is not installed; `apt-get install bubblewrap` mends that", command=["bwrap"])
+        raise HostError(f"{name} is not installed; `apt-get install {package}` mends that", command=[name])
     return program
 
 
 def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_LIMIT, LOG_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_without_groups() -> None:
+    os.setgroups([])  # inside the user namespace that is forbidden
+    _limit()
 
 
 def _opened(stack: contextlib.ExitStack, path: Path, flags: int) -> int:
@@ -250,7 +344,10 @@ def _arguments(container: Container, files: Mapping[str, int]) -> list[str]:
         arguments += ["--size", str(TMP_LIMIT), "--perms", "1777", "--tmpfs", folder]
     arguments += ["--dir", "/var", "--remount-ro", "/dev", "--remount-ro", "/"]
     arguments += ["--chdir", container.working_dir or "/", "--clearenv"]
-    env = {"PATH": PATH, "HOME": "/", "HOSTNAME": container.hostname, **container.env}
-    for name, value in env.items():
+    for name, value in _environment(container).items():
         arguments += ["--setenv", name, value]
     return [*arguments, "--", *container.argv]
+
+
+def _environment(container: Container) -> dict[str, str]:
+    return {"PATH": PATH, "HOME": "/", "HOSTNAME": container.hostname, **container.env}

@@ -245,7 +245,7 @@ ENDPOINT_ROWS: list[tuple[str, Act, Callable[[Sequence[Object]], Any], Any]] = [
     ("5 no zone, no hint", of({"trafficDistribution": "PreferSameZone"}, {"node": "node3"}), hints, [""]),
     ("5 not ready, no hint", of({"trafficDistribution": "PreferSameZone"}, {"ready": False}), hints, [""]),
     ("5 neither", of({}, {}), hints, [""]),
-    ("5 hints go with the field", of({"trafficDistribution": "PreferSameZone"}, {}, then=stop_hinting, hints, [""]),
+    ("5 hints go with the field", of({"trafficDistribution": "PreferSameZone"}, {}, then=stop_hinting), hints, [""]),
     ("5 topology-mode Auto", of({}, {}, {"node": "node2"}, annotations={"service.kubernetes.io/topology-mode": "Auto"}), hints, ["a", "b"]),
     ("5 topology-mode auto shares out by CPU", of({}, {}, {}, {}, {"node": "node2"}, annotations={"service.kubernetes.io/topology-mode": "auto"}), hints, ["a", "a", "b", "b"]),
     ("5 topology-mode wins over trafficDistribution", of({"trafficDistribution": "PreferSameZone"}, {}, {}, {}, {"node": "node2"}, annotations={"service.kubernetes.io/topology-mode": "Auto"}), hints, ["a", "a", "b", "b"]),

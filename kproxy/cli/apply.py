@@ -21,7 +21,7 @@ from kproxy.cli import waiting
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.cli.descriptions import without_last_applied
 from kproxy.cli.documents import pass_over_cluster_files, put_in_namespace, read_paths
-from kproxy.cli.durations import Duration
+from kproxy.cli.durations import seconds
 from kproxy.cli.get import Target, parse_targets, render, resource
 from kproxy.cli.waiting import Deadline, Named
 from kproxy.client import Applied, ApplyResult, Client
@@ -36,7 +36,7 @@ _files = click.option(
 )
 _wait = click.option(
     "--wait",
-    type=Duration(),
+    type=seconds,
     default=f"{WAIT}s",
     show_default=True,
     metavar="DURATION",
@@ -79,7 +79,7 @@ def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **opti
 @click.argument("words", metavar="[KIND NAME... | KIND/NAME... | PATH...]", nargs=-1)
 @click.option("--ignore-not-found", is_flag=True, help="What does not exist counts as deleted.")
 @click.option(
-    "--grace-period", type=Duration(), default=None, metavar="DURATION", help="How long a pod's processes may take."
+    "--grace-period", type=seconds, default=None, metavar="DURATION", help="How long a pod's processes may take."
 )
 @_wait
 @namespace_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
@@ -50,6 +51,29 @@ SECTIONS: dict[str, dict[str, Verb]] = {
 VERBS: dict[str, Verb] = {name: verb for section in SECTIONS.values() for name, verb in section.items()}
 
 
+ELSEWHERE: dict[str, str] = {
+    "create": "`kproxy apply -f FILE` creates objects and changes them",
+    "replace": "`kproxy apply -f FILE` creates objects and changes them",
+    "edit": "change the manifest and `kproxy apply -f FILE` it",
+    "patch": "change the manifest and `kproxy apply -f FILE` it",
+    "scale": "change spec.replicas in the manifest and `kproxy apply -f FILE` it",
+    "rollout": "`kproxy apply -f FILE` waits until the new pods are ready",
+    "wait": "`kproxy apply -f FILE` waits until the pods are ready and every node has programmed them",
+    "run": "write a Pod or Deployment and `kproxy apply -f FILE` it",
+    "expose": "write a Service and `kproxy apply -f FILE` it",
+    "port-forward": "`kproxy exec client -- curl ...` and `kproxy exec POD -- curl ...` are inside the network",
+    "cluster-info": "`kproxy lab status` shows the lab",
+    "version": "`kproxy --version` prints it",
+    "help": "`kproxy --help`, and `kproxy VERB --help`",
+    "up": "`kproxy lab up` brings a lab up",
+    "down": "`kproxy lab down` takes the lab down",
+    "status": "`kproxy lab status` shows the lab",
+    "resync": "`kproxy lab resync` makes every node write its rules anew",
+    "check": "`kproxy lab check` tells what this host lacks",
+}
+"""What people's hands know from kubectl, or from `kproxy lab`, and where it is here."""
+
+
 class LazyGroup(click.Group):
     """A group whose help comes from ``SECTIONS`` and whose commands are imported on use."""
 
@@ -67,6 +91,19 @@ class LazyGroup(click.Group):
         module, _, attribute = verb.place.partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb and what is left of the line; for what is no verb an error that says which one is meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0], VERBS, n=1)
+            hint = ELSEWHERE.get(args[0]) or (f"did you mean {near[0]}?" if near else "")
+            if not hint:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}: {hint}", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs by section, importing none of them."""

@@ -6,6 +6,9 @@ must not pay for the tables of ``kproxy get``: therefore it and ``render`` are d
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 OWN_PARSERS = {"proxy": "kproxy.cli.proxy", "render": "kproxy.cli.render"}
 """Verbs with kube-proxy's flag syntax: module whose ``run(argv) -> exit status`` takes the arguments as they are."""
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as the shell has it."""
+
 
 def main() -> None:
     """Run one command and exit with its status."""
@@ -26,21 +32,51 @@ def main() -> None:
     try:
         if argv and argv[0] in OWN_PARSERS:
             sys.exit(run_own_parser(argv[0], argv[1:]))
-        _commands().main(args=argv, prog_name="kproxy")
+        sys.exit(_run_click(argv))
     except (KproxyError, NetnsError) as error:
         sys.exit(report(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # `kproxy get pods | head` is no error; stdout is closed here so that Python does not complain at exit.
-        sys.stderr.close()
-        sys.exit(141)
+        # `kproxy get pods | head` is no error: it ends as a program does that the signal ends.
+        _leave_stdout()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _leave_stdout()
+        sys.stderr.write(f"error: cannot write: {os.strerror(errno.ENOSPC)}\n")
+        sys.exit(1)
+
+
+def _leave_stdout() -> None:
+    """Let what is still buffered go nowhere, so that Python does not complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_click(argv: list[str]) -> int:
+    """Run a verb of the click group; returns its exit status.
+
+    Not click's standalone mode, which answers Ctrl-C with "Aborted!" and 1.
+    """
+    import click
+
+    try:
+        status = _commands().main(args=argv, prog_name="kproxy", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    sys.stdout.flush()
+    return status if isinstance(status, int) else 0
 
 
 def run_own_parser(verb: str, argv: list[str]) -> int:
     """Run a verb of ``OWN_PARSERS``; returns its exit status."""
     run = import_module(OWN_PARSERS[verb]).run
     status: int = run(argv)
+    sys.stdout.flush()
     return status
 
 

@@ -215,3 +215,12 @@ def test_delete_without_a_name_is_refused(run: Run) -> None:
     run("apply", "--wait=0", "-f", "-", stdin=WEB)
     assert run("delete", "svc").status == 1
     assert "web" in run("get", "svc").out
+
+
+def test_ctrl_c_is_status_130_and_says_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kproxy.cli.apply.read_paths", interrupt)
+    done = run("apply", "-f", "-")
+    assert (done.status, done.out, done.err.strip()) == (130, "", "")

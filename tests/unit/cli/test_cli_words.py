@@ -14,7 +14,7 @@ from kproxy.api.manifest import read
 from kproxy.cli.apply import findings_of
 from kproxy.cli.documents import Manifests, put_in_namespace, read_paths
 from kproxy.cli.get import Target, parse_targets
-from kproxy.cli.group import VERBS
+from kproxy.cli.group import ELSEWHERE, VERBS
 from kproxy.errors import Invalid, UserError
 
 
@@ -129,5 +129,39 @@ def test_an_error_is_one_clean_line_and_status_1() -> None:
     ]
 
 
-def test_an_unknown_verb_is_status_2() -> None:
-    assert kproxy("levitate").returncode == 2
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("levitate", "No such command 'levitate'.\n"),
+        ("gte", "No such command 'gte': did you mean get?\n"),
+        ("create", "No such command 'create': `kproxy apply -f FILE` creates objects and changes them\n"),
+    ],
+)
+def test_an_unknown_verb_is_status_2(verb: str, words: str) -> None:
+    done = kproxy(verb, "x")
+    assert done.returncode == 2
+    assert done.stderr.endswith(words)
+
+
+def test_verbs_that_are_elsewhere_are_no_verbs_here() -> None:
+    assert not ELSEWHERE.keys() & VERBS.keys()
+
+
+def test_a_full_disk_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kproxy", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "error: cannot write: No space left on device\n")
+
+
+def test_a_reader_that_has_seen_enough_gets_no_complaint() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kproxy", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    with process.stderr as stderr:
+        assert stderr.read() == b""
+    assert process.wait(timeout=60) != 0

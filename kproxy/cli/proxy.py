@@ -19,6 +19,7 @@ Keeps this host's iptables in step with Services and EndpointSlices, as kube-pro
   --manifests DIR          take the objects from YAML and JSON files in DIR, followed as they change
   --master URL             take them from a Kubernetes API: http(s)://host:port or unix:///path
   --iptables-variant V     auto (default), legacy or nft
+  --iptables-writer W      iptables-restore (default) or python-iptables (legacy variant, at most 2,000 rules)
   --config FILE            a KubeProxyConfiguration; nearly all flags are ignored beside it
   --cleanup                take everything of a node proxy's off this host and exit
   --init-only              do what needs privileges and exit

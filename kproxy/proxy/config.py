@@ -19,6 +19,7 @@ from kproxy.proxy.family import Family, canonical_cidr
 PRIMARY = "primary"
 LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 VARIANTS = ("auto", "legacy", "nft")
+WRITERS = ("iptables-restore", "python-iptables")
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 INTERFACE_NAME_LENGTH = 15
@@ -57,6 +58,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     iptables_sync_period: float = 30.0
     iptables_min_sync_period: float = 1.0
     iptables_variant: str = "auto"
+    iptables_writer: str = "iptables-restore"
     detect_local_mode: str = "ClusterCIDR"
     pod_bridge_interface: str = ""
     pod_interface_name_prefix: str = ""
@@ -159,7 +161,7 @@ FLAGS = _flag_table()
 _EXTRA_FLAGS = {"healthz-port": "healthz_bind_address", "metrics-port": "metrics_bind_address"}
 _KEPT_BESIDE_FILE = ("hostname_override", "v", "cleanup", "init_only", "config", "write_config_to")
 """Flags that count although --config is given; kube-proxy ignores the others then."""
-_OWN_FLAGS = ("manifests", "master", "iptables_variant")
+_OWN_FLAGS = ("manifests", "master", "iptables_variant", "iptables_writer")
 """Flags that kube-proxy's file has no field for."""
 
 
@@ -271,6 +273,12 @@ def validate(config: ProxyConfig) -> list[str]:
             "IPTables.Variant",
             config.iptables_variant,
             f"must be one of {', '.join(VARIANTS)}",
+        ),
+        (
+            config.iptables_writer in WRITERS,
+            "IPTables.Writer",
+            config.iptables_writer,
+            f"must be one of {', '.join(WRITERS)}",
         ),
     ]
     found = [_invalid(path, value, why) for is_right, path, value, why in checks if not is_right]

@@ -17,8 +17,9 @@ from kproxy.errors import HostError, UserError
 from kproxy.proxy import sysctls
 from kproxy.proxy.agent import Agent, Command, Proxier, Reports
 from kproxy.proxy.backends.iptables.host import Tools, Variant, choose_variant, features, find_tools, has_ipv6, run_tool
+from kproxy.proxy.backends.iptables.python_iptables import backend_class
 from kproxy.proxy.backends.iptables.rules import COUNTERS
-from kproxy.proxy.backends.iptables.writer import IptablesBackend, clean_up
+from kproxy.proxy.backends.iptables.writer import clean_up
 from kproxy.proxy.changes import Batch, Tracker
 from kproxy.proxy.config import HEALTHZ_PORT, METRICS_PORT, ProxyConfig
 from kproxy.proxy.conntrack import ConntrackReconciler
@@ -261,6 +262,7 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Repo
         HostError: the node's own family is not supported.
     """
     variant = choose_variant(config.iptables_variant)
+    make_backend = backend_class(config.iptables_writer, variant)
     counters = make_counters(COUNTERS)
     primary = Family.IPV6 if list(node.ips)[:1] == [Family.IPV6] else Family.IPV4
     proxiers = []
@@ -276,7 +278,7 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Repo
             sysctls.route_localnet()
         settings = iptables_settings(config, node, family, features(tools, counters))
         _LOG.info("%s: iptables-%s, node address %s", family.value, variant, node_ip(config, node, family))
-        backend = IptablesBackend(tools, settings, partial(reports.metrics.rules, family.value))
+        backend = make_backend(tools, settings, partial(reports.metrics.rules, family.value))
         node_ports_at = partial(node_port_addresses, config, node, family)
         proxiers.append(
             Proxier(

@@ -77,8 +77,12 @@ class IptablesBackend:
     def _has_canary(self, table: str) -> bool:
         return f":{chains.CANARY} " in self._run((self._tools.save, "-t", table), "")
 
+    def restore_command(self) -> tuple[str, ...]:
+        """What takes a restore text as its input."""
+        return (self._tools.restore, "-w", str(self._tools.lock_wait), "--noflush", "--counters")
+
     def _restore(self, text: str) -> None:
-        argv = (self._tools.restore, "-w", str(self._tools.lock_wait), "--noflush", "--counters")
+        argv = self.restore_command()
         try:
             self._run(argv, text)
         except ToolFailed as error:

@@ -1,9 +1,9 @@
 """The network of a case: the node with all its addresses, and around it everybody who sends or answers.
 
-    outside   external clients, reached through the node's eth0; their default route is the node
-    sink      the node's default route; owns every address that the flows name and nobody else has
-    other     the endpoints that are not on the node, behind an overlay whose node address is none of the case's
-    podN      endpoints and clients on the node, each behind a veth of its own
+outside   external clients, reached through the node's eth0; their default route is the node
+sink      the node's default route; owns every address that the flows name and nobody else has
+other     the endpoints that are not on the node, behind an overlay whose node address is none of the case's
+podN      endpoints and clients on the node, each behind a veth of its own
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CaseNetwork:
         return (TOWARDS_PODS if address in self.pods else TOWARDS_OTHER)[version_of(address)]
 
     def listeners(self) -> set[Listener]:
-        """Endpoints on all ports that they ever have and somebody asks for, and whoever owns an address that is sent to."""
+        """Endpoints on all their ports, in the protocols that are used, and whoever owns an address that is sent to."""
         found = set()
         spoken = {flow.protocol for flow in self.case.flows}
         for _, address, ports in _endpoints(self.case):
@@ -93,9 +93,7 @@ class CaseNetwork:
 
     def topology(self) -> Topology:
         nodes = {NODE: Role.NODE, OUTSIDE: Role.CLIENT, SINK: Role.CLIENT, OTHER: Role.CLIENT}
-        spaces = tuple(
-            NamespaceSpec(self.name(place), nodes.get(place, Role.POD)) for place in self.places
-        )
+        spaces = tuple(NamespaceSpec(self.name(place), nodes.get(place, Role.POD)) for place in self.places)
         return Topology(
             namespaces=spaces,
             veths=tuple(VethSpec(self._end(NODE, name), self._end(place, "eth0")) for name, place in self._links()),
@@ -135,8 +133,7 @@ class CaseNetwork:
             yield from self._on(place, "eth0", _host(address))
         yield from self._on(OTHER, "lo", *map(_host, sorted(self.others)))
         yield from self._on(OUTSIDE, "lo", *map(_host, sorted(self._external())))
-        beyond = {flow.address for flow in self.case.flows if self.place_beyond(flow.address) == SINK}
-        yield from self._on(SINK, "lo", *map(_host, sorted(beyond)))
+        yield from self._on(SINK, "lo", *map(_host, sorted(self._beyond())))
 
     def _routes(self) -> Iterator[RouteSpec]:
         for version, everything in DEFAULT.items():
@@ -147,6 +144,9 @@ class CaseNetwork:
             for place in self.pods.values():
                 gateway = TOWARDS_PODS[version]
                 yield RouteSpec(self.name(place), everything, via=gateway, dev="eth0", onlink=True)
+        for address in sorted(self._beyond()):
+            # Also those that one of the node's subnets holds: there they would be lost without a trace.
+            yield RouteSpec(self.name(NODE), _host(address), via=SINK_END[version_of(address)], dev="sink")
         for address in sorted(self._external()):
             via = str(self._router(version_of(address)).ip)
             yield RouteSpec(self.name(NODE), _host(address), via=via, dev="eth0")
@@ -158,6 +158,9 @@ class CaseNetwork:
 
     def _external(self) -> set[str]:
         return {source for flow in self.case.flows if flow.origin == "external" for source in flow.sources}
+
+    def _beyond(self) -> set[str]:
+        return {flow.address for flow in self.case.flows if self.place_beyond(flow.address) == SINK}
 
     def _eth0(self, version: int):
         return next(one for one in map(ip_interface, self.case.interfaces["eth0"]) if one.version == version)

@@ -52,7 +52,8 @@ def complaints(flow: Flow, evidence: Evidence) -> list[str]:
         return list(_untouched(flow, evidence))
     if verdict == "accept":
         return [f"accept: {one.outcome}" for one in evidence.all if one.outcome != "connected"]
-    return [*_endpoints(flow.expect, evidence), *_sources(flow.expect, evidence), *_choices(flow.expect, evidence)]
+    asked = (_endpoints, _sources, _affinity, _evenness)
+    return [complaint for ask in asked for complaint in ask(flow.expect, evidence)]
 
 
 def choices(seen: Mapping[str, Sequence[Seen]]) -> dict[str, str]:
@@ -102,7 +103,7 @@ def _sources(expect: Expectation, evidence: Evidence) -> Iterator[str]:
                 yield f"{one.local} saw {one.peer} instead of {wanted}"
 
 
-def _choices(expect: Expectation, evidence: Evidence) -> Iterator[str]:
+def _affinity(expect: Expectation, evidence: Evidence) -> Iterator[str]:
     if expect.affinity in ("sticky", "kept"):
         for source, seen in evidence.seen.items():
             if len({one.local for one in seen}) != 1:
@@ -116,6 +117,9 @@ def _choices(expect: Expectation, evidence: Evidence) -> Iterator[str]:
                 yield f"{source} went from {evidence.before.get(source)} to {local}"
     if expect.affinity == "expired" and all(evidence.before.get(source) == local for source, local in now.items()):
         yield "no client was sent elsewhere"
+
+
+def _evenness(expect: Expectation, evidence: Evidence) -> Iterator[str]:
     if expect.uniform:
         counts = Counter(one.local for one in evidence.all)
         if chance_of([counts[one] for one in expect.endpoints]) < UNFAIR:
@@ -131,7 +135,10 @@ def chance_of(counts: Sequence[int]) -> float:
 
 
 def _upper_gamma(a: float, x: float) -> float:
-    """The regularised upper incomplete gamma function, for whole and half a: Q(a, x) = Q(a-1, x) + x^(a-1) e^-x / (a-1)!."""
+    """The regularised upper incomplete gamma function Q, for whole and half a.
+
+    Q(a, x) = Q(a-1, x) + x^(a-1) e^-x / (a-1)!, down to Q(1, x) = e^-x and Q(1/2, x) = erfc(sqrt(x)).
+    """
     if a == 0.5:
         return math.erfc(math.sqrt(x))
     if a == 1:

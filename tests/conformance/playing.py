@@ -1,11 +1,10 @@
-"""Plays a case: builds its network, runs the node proxy there, sends the flows of each step, and reads the kernel's rules."""
+"""Plays a case: builds its network, runs the node proxy in it, sends each step's flows, reads the kernel's rules."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
-import math
 import os
 import signal
 import socket
@@ -14,15 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from case_network import NODE, CaseNetwork, network_of
-from corpus import Case, Expectation, Flow, Step, version_of
+from case_network import NODE, network_of
+from corpus import Case, Flow, Step, version_of
 from exchange import Connection, Exchange, Probe, Seen
 from judge import ALL_THE_SAME, Evidence, choices, complaints
-from netns_world import World, world
+from netns_world import ROOT, World, take_down, world
 
 from netns.address import add_address
 from netns.build import build
@@ -32,10 +32,14 @@ from netns.topology import AddressSpec
 
 CHECKOUT = Path(__file__).parents[2]
 PREFIX = "conf"
+"""Of the names of namespaces; the number of the process follows, since somebody else may be testing beside us."""
+
 START_SECONDS = 30.0
 
 PROBES_OF_A_VERDICT = 3
 PROBES_OF_A_CLIENT = 4
+PROBES_OF_ENDPOINTS = 20
+"""At least so many: an endpoint that should get nothing, but gets half, is overlooked once in 2^20 times."""
 PROBES_PER_ENDPOINT = 6
 MISSED_IS_MISSED = 10
 """So many times each endpoint's share of connections are made before an endpoint counts as never reached."""
@@ -75,7 +79,7 @@ def play(case: Case, variant: str, *, has_proxy: bool = True, meddle: Meddle | N
         meddle: called in each step when the proxy has settled, before the flows are sent.
     """
     record = Record()
-    with world(PREFIX) as place, Stage(case, variant, place, has_proxy=has_proxy).built() as stage:
+    with world(own_prefix()) as place, Stage(case, variant, place, has_proxy=has_proxy).built() as stage:
         for step in case.steps:
             stage.prepare(step)
             record.tables |= {(step.name, version): stage.saved(version) for version in (4, 6)}
@@ -90,6 +94,15 @@ def play(case: Case, variant: str, *, has_proxy: bool = True, meddle: Meddle | N
                 record.wrong |= {(step.name, flow): what for flow, what in wrong.items()}
                 record.evidence[step.name] = stage.evidence()
     return record
+
+
+@cache
+def own_prefix() -> str:
+    """A prefix that no other process uses. What processes that are gone have left is taken down first."""
+    for folder in ROOT.glob(f"{PREFIX}[0-9]*"):
+        if not Path("/proc", folder.name.removeprefix(PREFIX)).exists():
+            take_down(World(folder.name, folder))
+    return f"{PREFIX}{os.getpid()}"
 
 
 class Stage:
@@ -173,7 +186,9 @@ class Stage:
 
     def run(self, *argv: str, text: str = "") -> str:
         """The output of a command on the node."""
-        done = run_in(self.node, subprocess.run, argv, input=text, capture_output=True, text=True, env=self._environment())
+        done = run_in(
+            self.node, subprocess.run, argv, input=text, capture_output=True, text=True, env=self._environment()
+        )
         assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
         return str(done.stdout)
 
@@ -348,14 +363,11 @@ def probes_of(flow: Flow, wave: int, seen: list[Seen]) -> int:
     if expect.verdict:
         return PROBES_OF_A_VERDICT if wave == 0 else 0
     if wave == 0:
-        return max(expect.uniform, PROBES_OF_A_VERDICT, len(flow.sources), _share(expect))
+        return max(expect.uniform, PROBES_OF_ENDPOINTS, len(flow.sources), PROBES_PER_ENDPOINT * len(expect.endpoints))
     is_over = wave > MISSED_IS_MISSED or any(one.local not in expect.endpoints for one in seen)
-    return 0 if is_over or expect.endpoints <= {one.local for one in seen} else _share(expect)
-
-
-def _share(expect: Expectation) -> int:
-    count = len(expect.endpoints)
-    return math.ceil(PROBES_PER_ENDPOINT * count) if count > 1 else 1
+    return (
+        0 if is_over or expect.endpoints <= {one.local for one in seen} else PROBES_PER_ENDPOINT * len(expect.endpoints)
+    )
 
 
 def proxy_flags(case: Case) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from rule_text import rules_of
 
 from kproxy.api.types import Node

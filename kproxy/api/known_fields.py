@@ -13,7 +13,9 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Set
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from kproxy.api.field_errors import INVALID, NOT_SUPPORTED, REQUIRED, TYPE_INVALID, UNKNOWN_FIELD, FieldError, quoted
 from kproxy.api.types import Object
@@ -65,7 +67,34 @@ _WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
             "nodeSelector",
         )
     ),
-    "V1Container": frozenset(("name", "image", "command", "args", "ports", "env", "workingDir", "restartPolicy")),
+    "V1Container": frozenset(
+        (
+            "name",
+            "image",
+            "command",
+            "args",
+            "ports",
+            "env",
+            "workingDir",
+            "restartPolicy",
+            "readinessProbe",
+            "lifecycle",
+        )
+    ),
+    "V1Probe": frozenset(
+        (
+            "exec",
+            "httpGet",
+            "tcpSocket",
+            "initialDelaySeconds",
+            "periodSeconds",
+            "timeoutSeconds",
+            "successThreshold",
+            "failureThreshold",
+        )
+    ),
+    "V1Lifecycle": frozenset(("preStop",)),
+    "V1LifecycleHandler": frozenset(("sleep",)),
     "V1ContainerPort": frozenset(("name", "containerPort", "protocol")),
     "V1EnvVar": frozenset(("name", "value")),
     "V1DeploymentSpec": frozenset(("replicas", "selector", "template", "strategy", "revisionHistoryLimit")),
@@ -110,6 +139,8 @@ def check(obj: Object) -> list[FieldError]:
     type_name = _table()[0].get(f"{obj['apiVersion']}/{obj['kind']}")
     if type_name is None:
         return [_unknown_kind(obj["apiVersion"], obj["kind"])]
+    if _fits(obj, type_name):
+        return []
     return list(itertools.islice(_check_object(obj, type_name, ""), _MAX_ERRORS))
 
 
@@ -168,6 +199,33 @@ def _table() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         raise FileNotFoundError("kproxy/api/known_fields.json is missing from the installation")
     table = json.loads(data)
     return {**table["kinds"], **_CLUSTER_KINDS}, {**table["types"], **_CLUSTER_TYPES}
+
+
+def _fits(obj: Object, type_name: str) -> bool:
+    """Whether nothing is wrong, found out quickly; False leaves it to the thorough look, which also says what."""
+    try:
+        msgspec.convert(obj, _shape(type_name))
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return True
+
+
+@functools.cache
+def _shape(type_name: str) -> Any:
+    """A type that msgspec takes for exactly what ``_check_object`` finds nothing wrong with."""
+    fields = [
+        (f"field{index}", _shape_of(field_type) | None, msgspec.field(name=key, default=None))
+        for index, (key, field_type) in enumerate(_table()[1][type_name].items())
+    ]
+    return msgspec.defstruct(type_name, fields, forbid_unknown_fields=True, gc=False)
+
+
+def _shape_of(field_type: str) -> Any:
+    if field_type.startswith("["):
+        return list[_shape_of(field_type[1:-1])]  # type: ignore[misc]
+    if field_type.startswith("{"):
+        return dict[str, _shape_of(field_type[1:-1]) | None]  # type: ignore[misc]
+    return _shape(field_type) if field_type in _table()[1] else _LEAF_SHAPES.get(field_type, Any)
 
 
 def _named(obj: Object, key: str) -> FieldError | None:
@@ -252,6 +310,18 @@ def _is_of_type(value: Any, field_type: str) -> bool:
             return is_number or isinstance(value, str | bool)
         case _:
             return True
+
+
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_LEAF_SHAPES: Final[dict[str, Any]] = {
+    "string": str,
+    "integer": _Integer,
+    "number": _Integer | float,
+    "boolean": bool,
+    "int-or-string": _Integer | str,
+    "quantity": _Integer | float | Annotated[str, msgspec.Meta(pattern=f"^(?:{_QUANTITY.pattern})\\Z")],
+    "scalar": _Integer | float | str | bool,
+}
 
 
 def _idle_fields(value: Any, field_type: str, path: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from kproxy.api.field_errors import (
     required,
 )
 from kproxy.api.types import Object
+from kproxy.api.validation import probes
 from kproxy.api.validation.metadata import check_labels, said
 from kproxy.api.validation.services import check_protocol
 
@@ -95,6 +96,7 @@ def _check_volumes(volumes: list[Object], path: str) -> Iterator[FieldError]:
 def _check_containers(spec: Object, path: str) -> Iterator[FieldError]:
     names: set[str] = set()
     volumes = {volume.get("name") for volume in spec.get("volumes") or []}
+    grace = spec.get("terminationGracePeriodSeconds") or 0
     for key in ("initContainers", "containers", "ephemeralContainers"):
         port_names: set[str] = set()
         for index, container in enumerate(spec.get(key) or []):
@@ -107,6 +109,8 @@ def _check_containers(spec: Object, path: str) -> Iterator[FieldError]:
             yield from _check_host_ports(ports, f"{below}.ports", uses_host_network=spec.get("hostNetwork") is True)
             yield from _check_env(container.get("env") or [], f"{below}.env")
             yield from _check_program(container, below)
+            is_init = key == "initContainers" and container.get("restartPolicy") != "Always"
+            yield from probes.check(container, below, grace, is_init=is_init)
             yield from _check_mounts(container.get("volumeMounts") or [], volumes, f"{below}.volumeMounts")
             if (container.get("securityContext") or {}).get("privileged") is True:
                 yield forbidden(f"{below}.securityContext.privileged", REFUSED)

@@ -80,11 +80,11 @@ def test_the_table_refers_to_nothing_that_it_does_not_hold() -> None:
 
 
 def test_fields_without_effect_are_named_once() -> None:
-    container = {"name": "a", "image": "b", "resources": {}, "readinessProbe": {}, "ports": [{"hostPort": 1}]}
+    container = {"name": "a", "image": "b", "resources": {}, "livenessProbe": {}, "ports": [{"hostPort": 1}]}
     pod = {"containers": [container, container], "volumes": [], "tolerations": None, "hostNetwork": True}
     assert without_effect(obj("Pod", spec=pod, status={"phase": "Running"})) == [
         "spec.containers[*].resources",
-        "spec.containers[*].readinessProbe",
+        "spec.containers[*].livenessProbe",
         "spec.containers[*].ports[*].hostPort",
         "spec.volumes",
     ]
@@ -92,12 +92,27 @@ def test_fields_without_effect_are_named_once() -> None:
         obj("Deployment", "apps/v1", spec={"template": {"spec": pod}, "strategy": {}, "paused": True})
     ) == [
         "spec.template.spec.containers[*].resources",
-        "spec.template.spec.containers[*].readinessProbe",
+        "spec.template.spec.containers[*].livenessProbe",
         "spec.template.spec.containers[*].ports[*].hostPort",
         "spec.template.spec.volumes",
         "spec.paused",
     ]
     assert without_effect(obj(spec={"ports": [{"port": 80}], "type": "NodePort"})) == []
+
+
+def test_of_probes_and_turns_of_life_those_without_effect_are_named() -> None:
+    container = {
+        "name": "a",
+        "image": "b",
+        "readinessProbe": {"httpGet": {"port": 80, "httpHeaders": [{"name": "a", "value": "b"}]}, "periodSeconds": 1},
+        "lifecycle": {"preStop": {"sleep": {"seconds": 1}}, "postStart": {"exec": {"command": ["true"]}}},
+    }
+    other = {"name": "b", "image": "b", "readinessProbe": {"grpc": {"port": 80}}, "startupProbe": {}}
+    assert without_effect(obj("Pod", spec={"containers": [container, other]})) == [
+        "spec.containers[*].lifecycle.postStart",
+        "spec.containers[*].readinessProbe.grpc",
+        "spec.containers[*].startupProbe",
+    ]
     assert without_effect({"kind": 3}) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,6 +232,55 @@ def seen_by(outer: int) -> str:
                 if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == outer:
                     return (folder / "root/tmp/seen").read_text()
     raise AssertionError("no sandbox")
+
+
+MOVED = """
+import http.server, os, ssl
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        moved = {"/old": "/healthz", "/away": "http://192.0.2.1/", "/round": "/round"}.get(self.path)
+        self.send_response(302 if moved else 200 if self.path == "/healthz" else 404)
+        if moved:
+            self.send_header("Location", moved)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+server = http.server.ThreadingHTTPServer(("", 8443), Handler)
+open("/tmp/pem", "w").write(os.environ["PEM"])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/tmp/pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/healthz", ""),
+        ("/old", ""),
+        ("/away", ""),
+        ("/none", "HTTP probe failed with statuscode: 404"),
+        ("/round", "stopped after 10 redirects"),
+    ],
+)
+def test_whoever_answers_over_tls_is_taken_and_redirects_are_followed(
+    up: tuple[Layout, Client], path: str, complaint: str
+) -> None:
+    _, client = up
+    probe = {"httpGet": {"path": path, "port": 8443, "scheme": "HTTPS"}, "failureThreshold": 1}
+    obj = probed("secure", probe, command=["python3", "-c", MOVED])
+    obj["spec"]["containers"][0]["env"] = [{"name": "PEM", "value": self_signed()}]
+    apply(client, obj)
+    if complaint:
+        until(lambda: ready_of(client, "secure").get("message", "").endswith(complaint), complaint)
+    else:
+        wait_for(client, "secure", "True")
+
+
+def self_signed() -> str:
+    request = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    request += ["-subj", "/CN=nobody", "-keyout", "-", "-out", "-"]
+    return subprocess.run(request, capture_output=True, text=True, check=True).stdout
 
 
 def test_nothing_is_asked_before_its_time(up: tuple[Layout, Client]) -> None:

@@ -45,6 +45,12 @@ MISSED_IS_MISSED = 10
 """So many times each endpoint's share of connections are made before an endpoint counts as never reached."""
 MARKS = 63
 
+VALUE_FLAGS = {
+    "clusterCIDR": "cluster-cidr",
+    "podInterfaceNamePrefix": "pod-interface-name-prefix",
+    "podBridgeInterface": "pod-bridge-interface",
+}
+
 Meddle = Callable[["Stage", Step], None]
 
 
@@ -384,7 +390,7 @@ def proxy_flags(case: Case) -> list[str]:
     ]
     if config["detectLocalMode"]:
         flags.append(f"--detect-local-mode={config['detectLocalMode']}")
-    for key, flag in (("clusterCIDR", "cluster-cidr"), ("podInterfaceNamePrefix", "pod-interface-name-prefix")):
+    for key, flag in VALUE_FLAGS.items():
         if config.get(key):
             flags.append(f"--{flag}={config[key]}")
     if config["nodePortAddresses"]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kproxy import __version__
-from kproxy.proxy.config import FLAGS, file_contents, parse_arguments
+from kproxy.proxy.flags import FLAGS, configuration, ignored, parse_flags
 
 USAGE = """\
 Usage: kproxy proxy (--manifests DIR | --master URL) [--hostname-override NODE] [kube-proxy's flags]
@@ -42,16 +41,19 @@ def run(argv: Sequence[str]) -> int:
     if "--version" in argv:
         sys.stdout.write(f"kproxy {__version__}\n")
         return 0
-    config = parse_arguments(argv)
+    values = parse_flags(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    config = configuration(values)
+    if config.v >= 2:
+        logging.getLogger().setLevel(logging.DEBUG)
+    if without_effect := ignored(values, argv):
+        why = "beside --config, or at all" if config.config else "here"
+        logging.getLogger(__name__).info("flags without effect %s: %s", why, ", ".join(without_effect))
     if config.write_config_to:
-        text = json.dumps(file_contents(config), indent=2)  # JSON is YAML as well
-        Path(config.write_config_to).write_text(text + "\n", encoding="utf-8")
+        from kproxy.proxy.config_file import write_file
+
+        write_file(config, Path(config.write_config_to))
         return 0
-    logging.basicConfig(
-        level=logging.DEBUG if config.v >= 2 else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
     from kproxy.proxy import node_proxy
 
     return node_proxy.run(config)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kproxy.api.types import Node
 from kproxy.errors import InvalidInput, UserError
 from kproxy.proxy.backends.iptables.render import RuleSet
 from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.changes import Change, ObjectKey, Tracker
-from kproxy.proxy.config import ProxyConfig, parse_flags, validate
+from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.family import Family
+from kproxy.proxy.flags import configuration, parse_flags
 from kproxy.proxy.node import facts
 from kproxy.proxy.setup import LOOPBACK, HostFeatures, circumstances, iptables_settings, node_port_scope
 from kproxy.proxy.sources.directory import read_directory
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     node_name = values.pop("node", "") or values.get("hostname_override", "")
     family = _family(values.pop("family", "ipv4"))
     features = _features(values.pop("features", ""))
-    config = _config(values)
+    config = configuration(values)
     if not config.manifests or not node_name:
         raise UserError("--manifests and --node are required")
     sys.stdout.write(rendered(config, node_name, family, features))
@@ -103,10 +103,3 @@ def _of_this_host() -> HostFeatures:
     from kproxy.proxy.backends.iptables.host import look_at_host
 
     return look_at_host()
-
-
-def _config(values: dict[str, Any]) -> ProxyConfig:
-    config = ProxyConfig(**values)
-    if problems := validate(config):
-        raise UserError("\n".join(problems))
-    return config

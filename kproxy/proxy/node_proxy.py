@@ -21,7 +21,7 @@ from kproxy.proxy.backends.iptables.python_iptables import backend_class
 from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.backends.iptables.writer import clean_up
 from kproxy.proxy.changes import Batch, Tracker
-from kproxy.proxy.config import HEALTHZ_PORT, METRICS_PORT, ProxyConfig
+from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.conntrack import ConntrackReconciler
 from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health, programmed
@@ -326,16 +326,15 @@ def _health_addresses(config: ProxyConfig, node: NodeFacts, family: Family) -> C
 def _serve(config: ProxyConfig, reports: Reports) -> None:
     progress, health, metrics = reports
     if config.healthz_bind_address:
-        address, port = split_bind_address(config.healthz_bind_address, HEALTHZ_PORT)
+        address, port = split_bind_address(config.healthz_bind_address)
         routes: Routes = {
             "/healthz": lambda _: health.healthz(),
             "/livez": lambda _: health.livez(),
             "/programmed": lambda query: programmed(progress, query),
         }
         serve(address, port, routes, is_hard_fail=config.bind_address_hard_fail)
-    if config.metrics_bind_address:
-        address, port = split_bind_address(config.metrics_bind_address, METRICS_PORT)
-        serve(address, port, status_pages(config, metrics), is_hard_fail=config.bind_address_hard_fail)
+    address, port = split_bind_address(config.metrics_bind_address)
+    serve(address, port, status_pages(config, metrics), is_hard_fail=config.bind_address_hard_fail)
 
 
 def clean(config: ProxyConfig) -> int:

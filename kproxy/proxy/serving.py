@@ -103,12 +103,10 @@ def listen(address: str, port: int, routes: Routes, *, is_one_family: bool = Fal
     return server
 
 
-def split_bind_address(text: str, default_port: int) -> tuple[str, int]:
-    """Address and port of ``0.0.0.0:10256``, ``[::]:10256`` or a bare address."""
-    if text.count(":") == 1 or text.startswith("["):
-        address, _, port = text.rpartition(":")
-        return address.strip("[]"), int(port)
-    return text, default_port
+def split_bind_address(text: str) -> tuple[str, int]:
+    """Address and port of ``0.0.0.0:10256`` or ``[::]:10256``."""
+    address, _, port = text.rpartition(":")
+    return address.strip("[]"), int(port)
 
 
 def serve(address: str, port: int, routes: Routes, *, is_hard_fail: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kproxy.proxy.config import ProxyConfig
+from kproxy.proxy.config_file import as_configz
 from kproxy.proxy.metrics import PACKET_COUNTERS, Metrics
 from kproxy.proxy.netlink import read_counters
 from kproxy.proxy.serving import NO_SNIFF, PLAIN_TEXT, Answer, Routes
@@ -19,6 +20,7 @@ def status_pages(config: ProxyConfig, metrics: Metrics) -> Routes:
         "/healthz": lambda _: Answer(200, "ok", NO_SNIFF, PLAIN_TEXT),
         "/proxyMode": lambda _: Answer(200, config.proxy_mode, NO_SNIFF, PLAIN_TEXT),
         "/metrics": lambda _: _metrics(metrics),
+        "/configz": lambda _: Answer(200, as_configz(config), NO_SNIFF),
     }
     return pages
 

@@ -12,9 +12,9 @@ from kproxy.proxy.backends.iptables.python_iptables_child import Option, lock, o
 from kproxy.proxy.backends.iptables.rules import Settings
 from kproxy.proxy.backends.iptables.writer import IptablesBackend
 from kproxy.proxy.changes import Change, ObjectKey, Tracker
-from kproxy.proxy.config import parse_arguments
 from kproxy.proxy.endpoints import NodeIdentity
 from kproxy.proxy.family import Family
+from kproxy.proxy.flags import parse_arguments
 from kproxy.proxy.plan import Circumstances, NodePortScope
 
 NOWHERE = Tools("legacy", "/nowhere/iptables-legacy-save", "/nowhere/iptables-legacy-restore", (1, 8, 9))

@@ -102,9 +102,9 @@ bench: setup $(VENV)/.installed-dev ## where the time of `lab up` goes, beside i
 	$(ROOT) $(BIN)/python tests/bench/topology_cost.py; \
 	$(ROOT) $(BIN)/python tests/bench/lab_cost.py
 
-vm-test: ## vagrant up for real, and all that is promised in the machine (emulated: half an hour, 4 GB in .vm)
+vm-test: PACKAGES := $(VM_PACKAGES)
+vm-test: packages ## vagrant up for real, and all that is promised in the machine (emulated: half an hour, 4 GB in .vm)
 	@$(GIVE_BACK); \
-	$(MAKE) packages PACKAGES="$(VM_PACKAGES)"; \
 	$(ROOT) nice "$(PYTHON)" tests/vm/run.py $(VM_TEST_ARGS)
 
 down: setup ## take the demo's lab down

@@ -123,7 +123,8 @@ def outside(arguments: list[str]) -> int:
 
 def inside(ready: int, keep_going: bool) -> int:
     """Everything else, in namespaces of its own."""
-    log = (FOLDER / "last-run.log").open("w")
+    become_init()
+    log = (FOLDER / "last-run.log").open("w+", errors="replace")
     environment = make_surroundings(ready)
     machine = Machine(environment, log)
     steps = Steps(log)
@@ -139,6 +140,17 @@ def inside(ready: int, keep_going: bool) -> int:
         finally:
             steps.run("vagrant destroy -f", lambda: machine.vagrant("destroy", "-f", seconds=120), must=False)
     return steps.conclude()
+
+
+def become_init() -> None:
+    """Goes on as a child of the first process, which does what only that one can: it takes leave of all the orphans."""
+    child = os.fork()
+    if not child:
+        return
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def make_surroundings(ready: int) -> dict[str, str]:
@@ -231,22 +243,23 @@ class Machine:
         """What a program beside the machine prints; it must succeed unless it is not expected to."""
         self.log.write(f"\n$ {' '.join(argv)}\n")
         self.log.flush()
+        began = self.log.tell()
         try:
             done = subprocess.run(
                 argv,
                 cwd=cwd,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stdout=self.log,
+                stderr=self.log,
                 timeout=seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            self.log.write((error.output or b"").decode(errors="replace"))
             raise Failed(f"{' '.join(argv)[:100]}: not done after {seconds:.0f} s") from error
-        output = done.stdout.decode(errors="replace").replace("\r", "\n")
-        self.log.write(f"{output}\n[status {done.returncode}]\n")
+        self.log.seek(began)
+        output: str = self.log.read()
+        self.log.write(f"[status {done.returncode}]\n")
         self.log.flush()
         if (done.returncode == 0) != is_expected:
             tail = "\n    ".join(output.strip().splitlines()[-15:])

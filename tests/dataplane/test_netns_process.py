@@ -80,7 +80,11 @@ def test_only_the_standard_streams_and_what_was_passed_stay_open() -> None:
 
 def test_signals_are_as_a_program_expects_them() -> None:
     lines = output(["cat", "/proc/self/status"]).splitlines()
-    masks = {line.split(":")[0]: int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigIgn"))}
+    # Signals 32 and 33 are the C library's own: nobody can set them, and they come as our caller's caller had them.
+    own = ~(0b11 << 31)
+    masks = {
+        line.split(":")[0]: int(line.split()[1], 16) & own for line in lines if line.startswith(("SigBlk", "SigIgn"))
+    }
     assert masks == {"SigBlk": 0, "SigIgn": 0}
 
 

@@ -378,7 +378,8 @@ def test_follow_survives_a_restart_and_misses_nothing(api: Api) -> None:
 
 def test_follow_lists_again_when_its_place_is_gone(api: Api) -> None:
     own = Client(api.url)
-    api.client.create(POD, pod("old"), "default")
+    for number in range(100):  # more revisions than the next store has by the time the watch is back
+        api.client.create(POD, pod(f"old-{number}"), "default")
     watcher = Watcher(own.follow(POD, bookmarks=False))
     eventually(lambda: len(watcher.seen), lambda seen: seen == 1)
     api.stop()

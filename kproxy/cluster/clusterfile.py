@@ -11,16 +11,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from kproxy.api import known_fields
 from kproxy.api.field_errors import FieldError, duplicate, forbidden, invalid, not_supported, required
-from kproxy.api.manifest import Document
 from kproxy.api.types import Object, Value
 from kproxy.cluster.layout import DEFAULT_LAB, LAB_NAME
 from kproxy.errors import Finding, InvalidInput
+
+if TYPE_CHECKING:
+    from kproxy.api.manifest import Document  # with it comes YAML, which a control plane has no use for
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address

@@ -5,6 +5,7 @@ Kubernetes: apimachinery/pkg/util/validation. An empty list means that the value
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import Final
@@ -40,11 +41,19 @@ _LABEL_VALUE_WORDS: Final = (
 )
 _PERCENT_WORDS: Final = "a valid percent string must be a numeric string followed by an ending '%'"
 _BAD_IP: Final = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+_LEADING_ZEROS: Final = "must not have leading 0s"
+_MAPPED: Final = "must not be an IPv4-mapped IPv6 address"
+_CIDR_LEADING_ZEROS: Final = "must not have leading 0s in IP or prefix length"
+_CIDR_MAPPED: Final = "must not have an IPv4-mapped IPv6 address"
+_HOST_BITS: Final = "must not have bits set beyond the prefix length"
+_CANONICAL: Final = "must be in canonical form"
 _BAD_CIDR: Final = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"
 
 
 def dns_label(value: str) -> list[str]:
     """RFC 1123 label: names of Services, Namespaces, containers and ports of Services."""
+    if _is_short_label(value):
+        return []
     errors = _longer_than(value, _MAX_LABEL)
     if not re.fullmatch(_LABEL, value):
         has_dots = re.fullmatch(_SUBDOMAIN, value) is not None
@@ -54,6 +63,8 @@ def dns_label(value: str) -> list[str]:
 
 def dns_subdomain(value: str) -> list[str]:
     """RFC 1123 subdomain: names of most other kinds."""
+    if _is_short_label(value):
+        return []
     errors = _longer_than(value, _MAX_SUBDOMAIN)
     if not re.fullmatch(_SUBDOMAIN, value):
         errors.append(_regex(_SUBDOMAIN_WORDS, _SUBDOMAIN, "example.com"))
@@ -131,10 +142,29 @@ def ip_address(value: str) -> list[str]:
     """An IPv4 or IPv6 address without leading zeros, zone or IPv4-mapped form (gate StrictIPCIDRValidation)."""
     address = parse_ip(value)
     if address is None:
-        return ["must not have leading 0s"] if parse_ip(_without_leading_zeros(value)) is not None else [_BAD_IP]
+        return [_LEADING_ZEROS] if parse_ip(without_leading_zeros(value)) is not None else [_BAD_IP]
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return ["must not be an IPv4-mapped IPv6 address"]
+        return [_MAPPED]
     return []
+
+
+def ip_of_family(value: str, family: str) -> list[str]:
+    """An address of that family, in canonical form; family is IPv4 or IPv6."""
+    if family == "IPv4" and _PLAIN_IPV4.fullmatch(value):
+        return []
+    address = parse_ip(without_leading_zeros(value))
+    if address is None or f"IPv{address.version}" != family:
+        return [f"must be a valid {family} address"]
+    complaints = ip_address(value)
+    if not complaints and str(address) != value:
+        complaints = [f'{_CANONICAL} ("{address}")']
+    return complaints
+
+
+def is_about_spelling(complaint: str) -> bool:
+    """Whether an address or network is understood all the same; older Kubernetes took it, and may have stored it."""
+    spellings = (_LEADING_ZEROS, _MAPPED, _CIDR_LEADING_ZEROS, _CIDR_MAPPED, _HOST_BITS)
+    return complaint in spellings or complaint.startswith(_CANONICAL)
 
 
 def ordinary_ip(value: str) -> list[str]:
@@ -143,6 +173,8 @@ def ordinary_ip(value: str) -> list[str]:
     Args:
         value: an address that ``ip_address`` finds nothing wrong with; another one gives no complaint here.
     """
+    if _PLAIN_IPV4.fullmatch(value):
+        return []
     address = parse_ip(value)
     if address is None:
         return []
@@ -153,28 +185,32 @@ def ordinary_ip(value: str) -> list[str]:
         errors.append("may not be in the loopback range (127.0.0.0/8, ::1/128)")
     if address.is_link_local:
         errors.append("may not be in the link-local range (169.254.0.0/16, fe80::/10)")
-    if any(address in network for network in _LINK_LOCAL_MULTICAST):
+    if address.is_multicast and any(address in network for network in _LINK_LOCAL_MULTICAST):
         errors.append("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")
     return errors
 
 
+_OCTET: Final = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+# Nearly every address is one of these and nothing is wrong with it; ipaddress takes ten times as long to find that out.
+_PLAIN_IPV4: Final = re.compile(rf"(?!0\.|127\.|169\.254\.|224\.){_OCTET}(?:\.{_OCTET}){{3}}")
 _LINK_LOCAL_MULTICAST: Final = (ipaddress.ip_network("224.0.0.0/24"), ipaddress.ip_network("ff02::/16"))
 
 
 def cidr(value: str) -> list[str]:
     """A network in CIDR form: no leading zeros, no IPv4-mapped form, no bits beyond the prefix length."""
     address, slash, length = value.partition("/")
-    plain = _without_leading_zeros(address)
+    plain = without_leading_zeros(address)
     is_length = slash == "/" and re.fullmatch("[0-9]{1,3}", length) is not None
     if not is_length or parse_ip(plain) is None or _network(f"{plain}/{int(length)}") is None:
         return [_BAD_CIDR]
     if plain != address or (len(length) > 1 and length.startswith("0")):
-        return ["must not have leading 0s in IP or prefix length"]
-    if "must not be an IPv4-mapped IPv6 address" in ip_address(address):
-        return ["must not have an IPv4-mapped IPv6 address"]
-    return [] if parse_cidr(value) is not None else ["must not have bits set beyond the prefix length"]
+        return [_CIDR_LEADING_ZEROS]
+    if _MAPPED in ip_address(address):
+        return [_CIDR_MAPPED]
+    return [] if parse_cidr(value) is not None else [_HOST_BITS]
 
 
+@functools.lru_cache(maxsize=4096)  # the same text is asked about several times in a row, and python's parser is slow
 def parse_ip(value: str) -> IPAddress | None:
     """The address, or None when the text is none; zones (``fe80::1%eth0``) are none."""
     if "%" in value:
@@ -202,8 +238,14 @@ def _network(text: str) -> IPNetwork | None:
         return None
 
 
-def _without_leading_zeros(value: str) -> str:
+def without_leading_zeros(value: str) -> str:
+    """An IPv4 address as Kubernetes reads one with leading zeros: decimal (``010.1.1.1`` is ``10.1.1.1``)."""
     return re.sub(r"(?<![0-9a-fA-F:])0+(?=[0-9])", "", value) if re.fullmatch(r"[0-9.]+", value) else value
+
+
+@functools.lru_cache(maxsize=4096)  # most names are this, and many come again and again: of nodes, ports, zones
+def _is_short_label(value: str) -> bool:
+    return len(value) <= _MAX_LABEL and re.fullmatch(_LABEL, value) is not None
 
 
 def _longer_than(value: str, limit: int) -> list[str]:

@@ -464,7 +464,10 @@ def view(obj: Object, as_type: type[T]) -> T:
     Raises:
         msgspec.ValidationError: a field has another JSON type than Kubernetes gives it.
     """
-    return msgspec.convert(_without_nulls(obj), as_type)
+    try:
+        return msgspec.convert(obj, as_type)
+    except msgspec.ValidationError:  # perhaps for a null, of which most objects have none
+        return msgspec.convert(_without_nulls(obj), as_type)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -6,6 +6,8 @@ import ipaddress
 from enum import Enum
 from functools import lru_cache
 
+from kproxy.api.formats import without_leading_zeros
+
 
 class Family(Enum):
     """An address family, by the name Kubernetes gives it in ipFamilies and addressType."""
@@ -34,9 +36,12 @@ class Family(Enum):
 
 @lru_cache(maxsize=65536)
 def canonical_address(text: str) -> str:
-    """The one spelling of an address (``FD00::0:1`` -> ``fd00::1``); empty when the text is no address."""
+    """The one spelling of an address (``FD00::0:1`` -> ``fd00::1``); empty when the text is no address.
+
+    Leading zeros are passed over, as kube-proxy does (``010.1.1.1`` -> ``10.1.1.1``).
+    """
     try:
-        return str(ipaddress.ip_address(text.strip()))
+        return str(ipaddress.ip_address(without_leading_zeros(text.strip())))
     except ValueError:
         return ""
 
@@ -44,8 +49,9 @@ def canonical_address(text: str) -> str:
 @lru_cache(maxsize=4096)
 def canonical_cidr(text: str) -> str:
     """The one spelling of a CIDR, host bits cleared and blanks around it dropped; empty when the text is none."""
+    address, slash, length = text.strip().partition("/")
     try:
-        return str(ipaddress.ip_network(text.strip(), strict=False))
+        return str(ipaddress.ip_network(f"{without_leading_zeros(address)}{slash}{length}", strict=False))
     except ValueError:
         return ""
 

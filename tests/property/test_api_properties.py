@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.api import types
+from kproxy.api import known_fields, types
 from kproxy.api.defaults import default
 from kproxy.api.field_errors import FieldError
 from kproxy.api.kinds import BY_API
@@ -218,6 +218,15 @@ def test_mutated_manifests_are_refused_with_errors_or_can_be_used(manifest: dict
     assert validate(prepared, prepared, is_complete=False) == []
     if (kind := BY_API.get((prepared["apiVersion"], prepared["kind"]))) is not None:
         types.view(prepared, getattr(types, kind.name, types.Value))
+
+
+@given(mutated_manifests())
+@settings(deadline=None, max_examples=400)
+def test_the_quick_look_at_fields_agrees_with_the_thorough_one(manifest: dict[str, Any]) -> None:
+    kinds, _ = known_fields._table()
+    name = kinds.get(f"{manifest.get('apiVersion')}/{manifest.get('kind')}")
+    if name is not None:
+        assert known_fields._fits(manifest, name) is not any(known_fields._check_object(manifest, name, ""))
 
 
 @given(mutated_manifests(), mutated_manifests())

@@ -12,8 +12,8 @@ from typing import Final
 
 from kproxy.api import formats, known_fields
 from kproxy.api.defaults import default
-from kproxy.api.field_errors import FieldError, required
-from kproxy.api.kinds import BY_API
+from kproxy.api.field_errors import INVALID, FieldError, required
+from kproxy.api.kinds import BY_API, NODE, Kind
 from kproxy.api.types import Object
 from kproxy.api.validation import cluster_scoped, endpoints, metadata, pods, services, workloads
 
@@ -47,7 +47,9 @@ _RULES: Final[dict[str, _Rules]] = {
 }
 
 
-def validate(obj: Object, old: Object | None = None, *, is_complete: bool = True) -> list[FieldError]:
+def validate(
+    obj: Object, old: Object | None = None, *, is_complete: bool = True, is_strict: bool = True
+) -> list[FieldError]:
     """Everything that is wrong with an object's values.
 
     Args:
@@ -55,6 +57,8 @@ def validate(obj: Object, old: Object | None = None, *, is_complete: bool = True
         old: the stored object that it is to replace; None when it is new.
         is_complete: False for a manifest that no API server has completed: a missing namespace, a ``generateName``
             without a name, and a missing healthCheckNodePort are then no errors.
+        is_strict: False for what somebody else has admitted: addresses in the spellings that older Kubernetes took, and
+            any names of nodes, which are only compared, are then no errors.
 
     Returns:
         All errors; empty when the object is valid. Kinds without rules have none.
@@ -77,15 +81,23 @@ def validate(obj: Object, old: Object | None = None, *, is_complete: bool = True
         errors = [error for error in errors if error not in _COMPLETED_BY_SERVER]
         if (obj.get("metadata") or {}).get("generateName"):
             errors = [error for error in errors if error != metadata.NAME_REQUIRED]
+    if not is_strict:
+        errors = [error for error in errors if not _is_understood(error, kind)]
     return errors
 
 
-def prepare(obj: Object, *, is_complete: bool = False) -> tuple[Object, list[FieldError]]:
+def _is_understood(error: FieldError, kind: Kind) -> bool:
+    is_node_name = error.field.endswith(".nodeName") or (kind is NODE and error.field == "metadata.name")
+    return error.kind is INVALID and (is_node_name or formats.is_about_spelling(error.detail))
+
+
+def prepare(obj: Object, *, is_complete: bool = False, is_strict: bool = True) -> tuple[Object, list[FieldError]]:
     """An object as its author wrote it, made ready for use: its fields checked, defaults filled in, values validated.
 
     Args:
         obj: any mapping.
         is_complete: as for ``validate``.
+        is_strict: as for ``validate``.
 
     Returns:
         The defaulted object and no errors; or the object as it was and all of its errors.
@@ -94,7 +106,7 @@ def prepare(obj: Object, *, is_complete: bool = False) -> tuple[Object, list[Fie
     if errors:
         return obj, errors
     defaulted = default(obj)
-    errors = validate(defaulted, is_complete=is_complete)
+    errors = validate(defaulted, is_complete=is_complete, is_strict=is_strict)
     return (obj, errors) if errors else (defaulted, [])
 
 

@@ -64,12 +64,14 @@ def _check_endpoint(endpoint: Object, address_type: str, path: str) -> Iterator[
     elif len(addresses) > MAX_ADDRESSES:
         yield too_many(f"{path}.addresses", len(addresses), MAX_ADDRESSES)
     for index, address in enumerate(addresses):
-        yield from said(f"{path}.addresses[{index}]", address, _address_complaints(address, address_type))
+        if complaints := _address_complaints(address, address_type):
+            yield from said(f"{path}.addresses[{index}]", address, complaints)
     for key, name_format in (("nodeName", formats.dns_subdomain), ("hostname", formats.dns_label)):
-        if (value := endpoint.get(key)) is not None:
-            yield from said(f"{path}.{key}", value, name_format(value))
-    for key in ("forZones", "forNodes"):
-        yield from _check_hints((endpoint.get("hints") or {}).get(key) or [], f"{path}.hints.{key}")
+        if (value := endpoint.get(key)) is not None and (complaints := name_format(value)):
+            yield from said(f"{path}.{key}", value, complaints)
+    if hints := endpoint.get("hints"):
+        for key in ("forZones", "forNodes"):
+            yield from _check_hints(hints.get(key) or [], f"{path}.hints.{key}")
 
 
 def _address_complaints(address: str, address_type: str) -> list[str]:
@@ -77,13 +79,7 @@ def _address_complaints(address: str, address_type: str) -> list[str]:
         return formats.full_domain(address)
     if address_type not in ("IPv4", "IPv6"):
         return []
-    complaints = formats.ip_address(address)
-    parsed = formats.parse_ip(address)
-    if complaints or parsed is None or f"IPv{parsed.version}" != address_type:
-        return [f"must be a valid {address_type} address"]
-    if str(parsed) != address:
-        complaints.append(f'must be in canonical form ("{parsed}")')
-    return complaints + formats.ordinary_ip(address)
+    return formats.ip_of_family(address, address_type) or formats.ordinary_ip(address)
 
 
 def _check_hints(hints: list[Object], path: str) -> Iterator[FieldError]:

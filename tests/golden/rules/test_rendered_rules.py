@@ -75,4 +75,4 @@ def test_bad_document_is_refused_with_file_and_line(tmp_path: Path) -> None:
         run(["--manifests", str(tmp_path), "--node", "A", FEATURES])
 
     assert 'Service "x"' in str(refused.value)
-    assert "bad.yaml:2" in str(refused.value)
+    assert "bad.yaml:5" in str(refused.value)

@@ -332,3 +332,20 @@ def test_owner_references_have_one_controller_and_no_gaps() -> None:
     found = messages(changed(POD, {"metadata.ownerReferences": [owner, {**owner, "uid": ""}]}))
     assert found[0] == 'metadata.ownerReferences.uid: Invalid value: "": must not be empty'
     assert found[1].endswith('Found "true" in references for ReplicaSet/a and ReplicaSet/a')
+
+
+SPELLINGS = [
+    ({"spec.clusterIP": "10.096.0.5", "spec.clusterIPs": ["10.096.0.5"]}, 1),
+    ({"spec.externalIPs": ["::ffff:203.0.113.9"]}, 1),
+    ({"spec.loadBalancerSourceRanges": ["010.0.0.0/8", "10.0.0.1/8", "::ffff:10.0.0.0/104"]}, 3),
+    ({"spec.externalIPs": ["10.0.0.256"]}, None),
+    ({"metadata.name": "Web"}, None),
+]
+
+
+@pytest.mark.parametrize(("changes", "count"), SPELLINGS)
+def test_what_was_admitted_elsewhere_is_understood_in_older_spellings(changes: CHANGES, count: int | None) -> None:
+    service = default(changed(SERVICE, changes))
+    strict, lenient = validate(service), validate(service, is_strict=False)
+    assert len(strict) == (count or 1)
+    assert lenient == ([] if count else strict)

@@ -36,13 +36,40 @@ def cluster_ip(batch: Batch, key: ObjectKey = WEB) -> str | None:
 
 def test_everything_that_is_there_is_told_at_once(tmp_path: Path) -> None:
     put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1") + "---\n" + SERVICE % ("db", "10.96.0.2"))
-    put(tmp_path, "b.json", '{"kind":"Service","apiVersion":"v1","metadata":{"name":"j"},"spec":{}}')
+    put(
+        tmp_path,
+        "b.json",
+        '{"kind":"Service","apiVersion":"v1","metadata":{"name":"j"},"spec":{"ports":[{"port":80}]}}',
+    )
     put(tmp_path, "README.md", "no manifest")
 
     batch = DirectorySource(tmp_path).look(is_first=True)
 
     assert {change.key.name for change in batch.changes} == {"web", "db", "j"}
     assert {"Service", "EndpointSlice", "Node"} <= batch.reached.keys()
+
+
+def test_addresses_in_the_spelling_of_older_kubernetes_are_taken(tmp_path: Path) -> None:
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.096.000.001"))
+    put(tmp_path, "b.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: A}\n")
+
+    batch = DirectorySource(tmp_path).look(is_first=True)
+
+    assert {change.key.name for change in batch.changes} == {"web", "A"}
+
+
+@pytest.mark.parametrize("metadata", ["x", "[]", "{name: 3}", "{name: web, namespace: []}", "{}"])
+def test_an_object_without_a_proper_name_is_only_named(
+    tmp_path: Path, metadata: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "a.yaml", f"apiVersion: v1\nkind: Service\nmetadata: {metadata}\nspec: {{ports: [{{port: 80}}]}}\n")
+    put(tmp_path, "b.yaml", SERVICE % ("good", "10.96.0.1"))
+
+    source = DirectorySource(tmp_path)
+
+    assert {change.key.name for change in source.look(is_first=True).changes} == {"good"}
+    source.look()
+    assert len([record for record in caplog.records if "a.yaml:" in record.getMessage()]) == 1
 
 
 def test_files_may_come_change_and_go(tmp_path: Path) -> None:
@@ -68,6 +95,8 @@ def test_files_may_come_change_and_go(tmp_path: Path) -> None:
     [
         SERVICE % ("web", "{a: 1}"),
         "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec: {ports: 3}\n",
+        "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec: {ports: [{port: 70000, targetPort: 80}]}\n",
+        SERVICE % ("web", "10.96.0.1") + "  prots: []\n",
         "a: [",
     ],
 )

@@ -73,7 +73,7 @@ def arrival(token: int, endpoint: str = "10.244.2.2", source: str = "10.244.1.2"
 
 
 def tally(promise: Promise, outcomes: list[Outcome], arrivals: list[Sighting]) -> Tally:
-    found = Tally(row(promise), outcomes)
+    found = Tally(row(promise), outcomes=outcomes)
     for seen in arrivals:
         found.arrive(seen)
     return found

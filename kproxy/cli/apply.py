@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,8 +22,9 @@ from kproxy.cli import waiting
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.cli.descriptions import without_last_applied
 from kproxy.cli.documents import pass_over_cluster_files, put_in_namespace, read_paths
-from kproxy.cli.durations import seconds
+from kproxy.cli.durations import seconds, whole_seconds
 from kproxy.cli.get import Target, parse_targets, render, resource
+from kproxy.cli.main import report
 from kproxy.cli.waiting import Deadline, Named
 from kproxy.client import Applied, ApplyResult, Client
 from kproxy.cluster.layout import Layout
@@ -30,6 +32,9 @@ from kproxy.errors import Finding, Invalid, InvalidInput, NotFound, UserError
 
 WAIT = 30
 """Seconds that apply and delete wait for the nodes unless told otherwise."""
+
+NOT_CONFIGURED = "not configured on this cluster"
+"""What Kubernetes says of an address family that the cluster does not have."""
 
 _files = click.option(
     "-f", "--filename", "files", metavar="PATH", multiple=True, help="A manifest, a folder of them, or - for stdin."
@@ -79,7 +84,7 @@ def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **opti
 @click.argument("words", metavar="[KIND NAME... | KIND/NAME... | PATH...]", nargs=-1)
 @click.option("--ignore-not-found", is_flag=True, help="What does not exist counts as deleted.")
 @click.option(
-    "--grace-period", type=seconds, default=None, metavar="DURATION", help="How long a pod's processes may take."
+    "--grace-period", type=whole_seconds, default=None, metavar="DURATION", help="How long a pod's processes may take."
 )
 @_wait
 @namespace_option
@@ -92,9 +97,11 @@ def delete(files: tuple[str, ...], words: tuple[str, ...], lab: str | None, **op
     if files:
         documents = _checked([*files, *words], options["namespace"], layout, client, delete=True)
         deleted = _delete_documents(client, documents, ignore_not_found=options["ignore_not_found"])
+    elif words and Path(words[0]).is_file():
+        raise UserError(f"to delete what a manifest names, write -f {words[0]}")
     else:
         deleted = _delete_named(client, parse_targets(words), options)
-    if options["wait"]:
+    if options["wait"] and deleted:
         deadline = Deadline(options["wait"])
         leaving = list(deleted)
         deadline.until(lambda: _still_there(client, leaving))
@@ -169,7 +176,16 @@ def _send(client: Client, documents: Sequence[Document], *, dry_run: bool = Fals
         findings = findings_of(error, documents)
         if not findings:
             raise
+        if any(NOT_CONFIGURED in finding.reason for finding in findings):
+            _tell_families(client)
         raise InvalidInput(findings) from error
+
+
+def _tell_families(client: Client) -> None:
+    """What the lab has instead of the family that a manifest asks for, and how to get a lab that has it."""
+    has = " and ".join(lab_status(client).ip_families)
+    hint = "leave clusterIP and ipFamilies out, or bring a lab up with --ip-family ipv4, ipv6 or dual"
+    click.echo(f"note: this lab has {has}; {hint}", err=True)
 
 
 def findings_of(error: Invalid, documents: Sequence[Document]) -> list[Finding]:
@@ -239,6 +255,7 @@ class Gone:
 
 def _delete_documents(client: Client, documents: Sequence[Document], *, ignore_not_found: bool) -> list[Gone]:
     present = []
+    missing = []
     for document in documents:
         kind = _kind_of(document)
         if kind is None or manifest.identity(document.obj) is None:
@@ -247,11 +264,14 @@ def _delete_documents(client: Client, documents: Sequence[Document], *, ignore_n
         metadata = document.obj["metadata"]
         try:
             stored = client.get(kind, metadata["name"], metadata.get("namespace") if kind.namespaced else None)
-        except NotFound:
-            if not ignore_not_found:
-                raise
+        except NotFound as error:
+            missing.append(error)
             continue
         present.append((document, _gone(kind, stored)))
+    if missing and not ignore_not_found:
+        for absent in missing[:-1]:
+            report(absent)
+        raise missing[-1]
     _send(client, [document for document, _ in present], delete=True)
     for _, gone in present:
         click.echo(f'{resource(gone.named.kind)} "{gone.named.name}" deleted')

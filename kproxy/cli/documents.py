@@ -55,13 +55,23 @@ def _files(paths: Iterable[str], findings: list[Finding]) -> Iterable[str]:
             continue
         inside = sorted(str(entry) for entry in Path(path).iterdir() if entry.suffix in SUFFIXES and entry.is_file())
         if not inside:
-            findings.append(Finding(path, 0, "", "", f"no {', '.join(SUFFIXES)} files in this folder"))
+            findings.append(Finding(path, 0, "", "", f"no {', '.join(SUFFIXES)} files in this folder{_nearby(path)}"))
         yield from inside
+
+
+def _nearby(path: str) -> str:
+    """Where in a folder without manifests some are: folders in it are not looked into by themselves."""
+    folders = {str(found.parent) for suffix in SUFFIXES for found in Path(path).glob(f"*/*{suffix}")}
+    return f"; there are some in {', '.join(sorted(folders))}" if folders else ""
 
 
 def _content(path: str, findings: list[Finding]) -> bytes | None:
     """At most a byte more than may be read, so that the reader can tell that it is too much."""
     limit = manifest.MAX_FILE_BYTES
+    if path.startswith(("http://", "https://")):
+        reason = f"addresses are not fetched: curl -sSfL {path} | kproxy apply -f -"
+        findings.append(Finding(path, 0, "", "", reason))
+        return None
     try:
         if path == "-":
             return sys.stdin.buffer.read(limit + 1)

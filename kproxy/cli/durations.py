@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from kproxy.proxy.config import duration
@@ -18,3 +20,12 @@ def seconds(value: str) -> float:
     except ValueError:
         reason = f"{value!r} is not a duration: write 30s, 1m30s, 500ms, a number of seconds, or 0"
         raise click.BadParameter(reason) from None
+
+
+def whole_seconds(value: str) -> int:
+    """The same in whole seconds, never fewer than were asked for.
+
+    Raises:
+        click.BadParameter: as ``seconds``.
+    """
+    return math.ceil(seconds(value))

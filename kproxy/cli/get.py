@@ -14,6 +14,7 @@ from kproxy.api.kinds import DEPLOYMENT, KINDS, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli import tables
 from kproxy.cli.connection import connect, kind_named, lab_option, namespace_option, the_lab
+from kproxy.cli.main import report
 from kproxy.client import Client
 from kproxy.errors import NotFound, UserError
 
@@ -125,8 +126,10 @@ def _print_tables(client: Client, targets: Sequence[Target], request: Request) -
             click.echo()
         rows = _rows(kind, objects, request, several=len(by_kind) > 1)
         click.echo("\n".join(tables.layout(rows[1:] if request.no_headers else rows)))
+    for absent in missing[:-1]:
+        report(absent)
     if missing:
-        raise missing[0]
+        raise missing[-1]
     if not shown:
         where = f" in {request.namespace} namespace" if request.namespace and targets[0].kind.namespaced else ""
         click.echo(f"No resources found{where}.", err=True)

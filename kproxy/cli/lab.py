@@ -36,7 +36,7 @@ def lab() -> None:
     """Bring a cluster of network namespaces up, down, or show it."""
 
 
-@lab.command
+@lab.command(short_help="Bring a lab up; three nodes, a router and a client by default")
 @click.option("-f", "--filename", "path", metavar="CLUSTER.yaml", help="A cluster file, or a folder with one in it.")
 @click.option("--nodes", type=click.IntRange(min=1), help="How many nodes.  [default: 3]")
 @click.option("--network", type=click.Choice(["host-gw", "vxlan"]), help="How pods reach other nodes.")
@@ -63,7 +63,11 @@ def up(lab: str | None, path: str | None, timings: bool, expose: str | None, **o
         import_module("kproxy.cluster.relay").check_address(expose)
     began = time.monotonic()
     with _Progress() as progress:
-        result = labs.up(config, progress.tell)
+        try:
+            result = labs.up(config, progress.tell)
+        except KeyboardInterrupt:
+            click.echo(f"\nstopped waiting; `kproxy lab down --lab {config.name}` removes what is there", err=True)
+            raise
     if result.was_up:
         click.echo(f'lab "{config.name}" is up already')
         _expose(config.name, expose)
@@ -85,7 +89,7 @@ def _expose(name: str, address: str | None) -> None:
     click.echo(f"its TCP node ports are {'now' if is_new else 'already'} reachable at {address}")
 
 
-@lab.command
+@lab.command(short_help="Take a lab down and leave the host as it was")
 @lab_option
 def down(lab: str | None) -> None:
     """Take a lab down and leave the host as it was; also after a crash, also twice."""
@@ -101,7 +105,7 @@ def down(lab: str | None) -> None:
     click.echo(f'lab "{layout.lab}" is down')
 
 
-@lab.command
+@lab.command(short_help="Say what this host lacks for a lab")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def check(output: str) -> None:
     """Say what this host lacks for a lab, what will not work without it, and how to get it.
@@ -117,7 +121,7 @@ def check(output: str) -> None:
         sys.exit(1)
 
 
-@lab.command
+@lab.command(short_help="Show nodes, clients, pods and processes")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @lab_option
 def status(lab: str | None, output: str) -> None:
@@ -129,7 +133,7 @@ def status(lab: str | None, output: str) -> None:
     click.echo("\n\n".join(_sections(found)))
 
 
-@lab.command
+@lab.command(short_help="Make every node's proxy write its rules anew")
 @lab_option
 def resync(lab: str | None) -> None:
     """Make every node's proxy write all of its rules anew."""

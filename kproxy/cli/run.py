@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import click
 
 from kproxy.api.kinds import POD
+from kproxy.api.types import Object
 from kproxy.cli import places
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.client import Client
 from kproxy.cluster import host
 from kproxy.cluster.layout import Layout
-from kproxy.errors import UserError
+from kproxy.errors import NotFound, Unreachable, UserError
+from netns.errors import NetnsError
 from netns.namespace import named
 from netns.process import exec_in
 
 POLL = 0.1
 """Seconds between two looks at a log that is being followed."""
 
+ASK_AGAIN = 1.0
+"""Seconds between two questions whether what writes it is still there."""
+
+IN_A_POD = ("/bin/sh", "-c", 'exec "$@"', "kproxy exec")
+"""Runs a command inside the sandbox, where a shell can still tell 126 from 127; bubblewrap answers both with 1."""
+
+NOT_RUN: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 126}
+"""Exit statuses of a shell for a command that could not be run, by why."""
+
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @click.argument("place", metavar="POD|NODE|CLIENT")
 @click.argument("command", metavar="-- COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("-i", "--stdin", is_flag=True, expose_value=False, help="For kubectl's sake: stdin is always passed on.")
+@click.option("-t", "--tty", is_flag=True, expose_value=False, help="For kubectl's sake: so is the terminal.")
 @namespace_option
 @lab_option
 def exec_(place: str, command: tuple[str, ...], lab: str | None, namespace: str) -> None:
     """Run a command in a pod, on a node, or on a client outside.
 
     On a node it is root among the node's interfaces and rules; in a pod it is as confined as the pod's own processes.
-    The exit status is the command's.
+    The exit status is the command's; 127 if there is no such command, 126 if it cannot be run.
     """
     layout = the_lab(lab)
     # `exec POD -- CMD`: click takes the -- that stands before the first argument, not the one after it.
@@ -43,50 +58,99 @@ def exec_(place: str, command: tuple[str, ...], lab: str | None, namespace: str)
     if not argv:
         raise UserError("name a command after --")
     found = places.find(lab_status(connect(layout)), place, namespace)
-    host.exec_in(layout, found.netns, argv, is_pod=found.kind == "pod")
+    is_pod = found.kind == "pod"
+    _forget_signals()
+    try:
+        host.exec_in(layout, found.netns, (*IN_A_POD, *argv) if is_pod else argv, is_pod=is_pod)
+    except NetnsError as error:
+        status = next((status for cause, status in NOT_RUN.items() if isinstance(error.__cause__, cause)), None)
+        if status is None:
+            raise
+        click.echo(f"error: {error.reason}", err=True)
+        sys.exit(status)
+
+
+def _forget_signals() -> None:
+    """Let the program that this process becomes end when a pipe closes: Python ignores that, and so would it."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A log, and whether nothing more will come."""
+
+    path: Path
+    is_over: Callable[[], bool]
 
 
 @click.command
 @click.argument("place", metavar="POD|NODE|control-plane")
 @click.option("-c", "--container", default="", help="Which container; default: the first.")
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until interrupted.")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing until interrupted, or until the pod is gone.")
 @click.option("--tail", type=click.IntRange(min=0), default=None, metavar="N", help="The last N lines only.")
 @namespace_option
 @lab_option
 def logs(place: str, lab: str | None, **options: Any) -> None:
     """Print the log of a pod, of a node's proxy, or of the lab's control plane."""
     layout = the_lab(lab)
-    path = layout.log(place) if place == "control-plane" else _log_of(layout, place, options)
-    if not path.exists():
+    log = _lasting(layout.log(place)) if place == "control-plane" else _log_of(layout, place, options)
+    if not log.path.exists():
         raise UserError(f"{place} has written no log yet")
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with log.path.open(encoding="utf-8", errors="replace") as file:
         lines: Iterator[str] = file if options["tail"] is None else iter(deque(file, maxlen=options["tail"]))
         sys.stdout.writelines(lines)
         if options["follow"]:
-            _follow(file)
+            _follow(file, log.is_over)
 
 
-def _log_of(layout: Layout, place: str, options: dict[str, Any]) -> Path:
+def _lasting(path: Path) -> _Log:
+    """A log that goes on until the lab is taken down."""
+    return _Log(path, lambda: not path.exists())
+
+
+def _log_of(layout: Layout, place: str, options: dict[str, Any]) -> _Log:
     client = connect(layout)
     found = places.find(lab_status(client), place, options["namespace"])
     if found.kind == "node":
-        return layout.log(f"proxy.{found.name}")
+        return _lasting(layout.log(f"proxy.{found.name}"))
     if found.kind != "pod":
         raise UserError(f"nothing runs on {found.name} that would write a log")
-    container = options["container"] or _first_container(client, found)
-    return layout.log(f"{found.pod_namespace}.{found.name}.{container}")
+    pod = client.get(POD, found.name, found.pod_namespace)
+    containers = _containers(pod)
+    container = options["container"] or containers[0]
+    if container not in containers:
+        raise UserError(f"container {container} is not valid for pod {found.name}: it has {', '.join(containers)}")
+    return _Log(layout.log(f"{found.pod_namespace}.{found.name}.{container}"), lambda: _is_gone(client, pod))
 
 
-def _first_container(client: Client, pod: places.Place) -> str:
-    name: str = client.get(POD, pod.name, pod.pod_namespace)["spec"]["containers"][0]["name"]
-    return name
+def _is_gone(client: Client, pod: Object) -> bool:
+    """Whether this very pod is no more, or its lab."""
+    metadata = pod["metadata"]
+    try:
+        now: Object = client.get(POD, metadata["name"], metadata["namespace"])
+    except (NotFound, Unreachable):
+        return True
+    return bool(now["metadata"]["uid"] != metadata["uid"])
 
 
-def _follow(file: IO[str]) -> None:
+def _containers(pod: Object) -> list[str]:
+    spec = pod["spec"]
+    return [container["name"] for container in (*spec["containers"], *spec.get("initContainers", ()))]
+
+
+def _follow(file: IO[str], is_over: Callable[[], bool]) -> None:
+    """Print what comes; ends when nothing more will."""
+    asked = time.monotonic()
     while True:
         sys.stdout.flush()
+        was_over = False
+        if time.monotonic() - asked > ASK_AGAIN:
+            was_over, asked = is_over(), time.monotonic()
         if line := file.readline():
             sys.stdout.write(line)
+        elif was_over:
+            return
         else:
             time.sleep(POLL)
 
@@ -116,6 +180,7 @@ def capture(place: str, packet_filter: tuple[str, ...], lab: str | None, **optio
             raise UserError("a capture is not for a terminal: pipe it into a program, or name a file")
     else:
         argv.append("-l")
+    _forget_signals()
     exec_in(named(found.netns, layout.namespaces), [*argv, *packet_filter], os.environ)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, NODE, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli.tables import is_ready
 from kproxy.client import Client
@@ -141,9 +141,11 @@ def wait_for_slices(client: Client, namespaces: frozenset[str], deadline: Deadli
 
     def problems() -> list[str]:
         lagging: list[str] = []
+        # A pod whose Node object somebody deleted is in no slice.
+        nodes = {node["metadata"]["name"] for node in client.list(NODE).items}
         for namespace in sorted(namespaces):
             services = client.list(SERVICE, namespace).items
-            pods = client.list(POD, namespace).items
+            pods = [pod for pod in client.list(POD, namespace).items if pod["spec"].get("nodeName") in nodes]
             lagging += lagging_services(services, pods, client.list(ENDPOINT_SLICE, namespace).items)
         return lagging
 

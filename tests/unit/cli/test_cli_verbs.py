@@ -224,3 +224,19 @@ def test_ctrl_c_is_status_130_and_says_nothing(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr("kproxy.cli.apply.read_paths", interrupt)
     done = run("apply", "-f", "-")
     assert (done.status, done.out, done.err.strip()) == (130, "", "")
+
+
+def test_everything_that_is_not_found_is_told(run: Run) -> None:
+    words = 'Error from server (NotFound): services "web" not found\n'
+    assert run("get", "po,svc", "web").err == words.replace("services", "pods") + words
+    done = run("delete", "--wait=0", "-f", "-", stdin=WEB)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith(words)
+    assert len(done.err.splitlines()) == len(WEB.split("---"))
+    assert run("delete", "--ignore-not-found", "-f", "-", stdin=WEB).status == 0
+
+
+def test_deleting_a_file_without_f_says_what_to_write(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "web.yaml").write_text(WEB)
+    done = run("delete", str(tmp_path / "web.yaml"))
+    assert (done.status, done.err) == (1, f"error: to delete what a manifest names, write -f {tmp_path}/web.yaml\n")

@@ -11,6 +11,7 @@ import pytest
 
 from kproxy.api.kinds import DEPLOYMENT, POD, REPLICA_SET, SERVICE
 from kproxy.api.manifest import read
+from kproxy.cli import run
 from kproxy.cli.apply import findings_of
 from kproxy.cli.documents import Manifests, put_in_namespace, read_paths
 from kproxy.cli.get import Target, parse_targets
@@ -48,6 +49,43 @@ def test_a_folder_gives_its_manifests_in_order_and_nothing_else(tmp_path: Path) 
     found = read_paths([str(tmp_path)])
     assert not found.findings
     assert [document.obj["metadata"]["name"] for document in found.documents] == ["a", "b", "c"]
+
+
+def test_a_folder_of_folders_names_those_with_manifests(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# read me\n")
+    assert [finding.reason for finding in read_paths([str(tmp_path)]).findings] == [
+        "no .yaml, .yml, .json files in this folder"
+    ]
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "objects.yaml").write_text("")
+    (found,) = read_paths([str(tmp_path)]).findings
+    assert found.reason.endswith(f"files in this folder; there are some in {tmp_path}/web")
+
+
+def test_an_address_is_not_fetched() -> None:
+    (found,) = read_paths(["https://example.org/web.yaml"]).findings
+    assert found.reason == "addresses are not fetched: curl -sSfL https://example.org/web.yaml | kproxy apply -f -"
+
+
+def test_a_followed_log_ends_when_what_writes_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr(run, "POLL", 0.0)
+    log = tmp_path / "log"
+    log.write_text("first\n")
+    last = ["second\n", "third\n"]
+
+    def is_over() -> bool:
+        if not last:
+            return True
+        with log.open("a") as file:
+            file.write(last.pop(0))
+        return not last
+
+    with log.open() as file:
+        run._follow(file, is_over)
+    assert capsys.readouterr().out == "first\nsecond\nthird\n"
 
 
 def test_everything_wrong_with_the_files_is_told_at_once(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ ICMP_REFUSALS = {4: {3, 9, 10, 13}, 6: {1, 4, 5, 6}}
 """Codes of destination unreachable that mean "refused"; the others mean that there is no way there."""
 
 
+SEES_WIRE = b"w"
+
+
 class Seen(NamedTuple):
     """One sighting; the fields of `netns.probe.Sighting` in their order."""
 
@@ -216,12 +219,14 @@ class Sniffer:
     what an answer is judged by: a node rewrites the answers to its own packets only there.
     """
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, *, sees_wire: bool) -> None:
         self._sender = sender
-        self._wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+        self._wire = []
+        if sees_wire:
+            self._wire.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)))
         self._raw4 = [socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) for protocol in HANDLERS4]
         self._raw6 = [_raw6(protocol) for protocol in HANDLERS6]
-        self.sockets = [self._wire, *self._raw4, *self._raw6]
+        self.sockets = [*self._wire, *self._raw4, *self._raw6]
         for listening in self.sockets:
             listening.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
             listening.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
@@ -230,11 +235,12 @@ class Sniffer:
 
     def drain(self) -> None:
         """Takes in everything that the kernel has for us."""
-        for data, at, (interface, ethertype, packet_type, *_), _ in _received(self._wire):
-            if ethertype in (ETH_P_IP, ETH_P_IPV6) and packet_type != socket.PACKET_OTHERHOST:
-                direction = "out" if packet_type == socket.PACKET_OUTGOING else "in"
-                packet = _dissect4(data) if ethertype == ETH_P_IP else _dissect6(data)
-                self._take(packet, interface, direction, at)
+        for listening in self._wire:
+            for data, at, (interface, ethertype, packet_type, *_), _ in _received(listening):
+                if ethertype in (ETH_P_IP, ETH_P_IPV6) and packet_type != socket.PACKET_OTHERHOST:
+                    direction = "out" if packet_type == socket.PACKET_OUTGOING else "in"
+                    packet = _dissect4(data) if ethertype == ETH_P_IP else _dissect6(data)
+                    self._take(packet, interface, direction, at)
         for listening in self._raw4:
             for data, at, _, _ in _received(listening):
                 self._take(_dissect4(data), "", "local", at)
@@ -417,10 +423,10 @@ def _chosen_source(destination: str, family: int) -> str:
 class Child:
     """The process in one namespace: answers its client until that hangs up."""
 
-    def __init__(self, connection: socket.socket, run: int, first: int) -> None:
+    def __init__(self, connection: socket.socket, run: int, first: int, *, sees_wire: bool) -> None:
         self._connection = connection
         self._sender = Sender(run, first)
-        self._sniffer = Sniffer(self._sender)
+        self._sniffer = Sniffer(self._sender, sees_wire=sees_wire)
         self._poll = select.poll()
         for listening in self._sniffer.sockets:
             self._poll.register(listening, select.POLLIN)
@@ -469,7 +475,10 @@ class Child:
 
 
 def main(descriptor: int) -> None:
-    """Forks a child for every pair of descriptors (namespace, connection) that arrives, until the client hangs up."""
+    """Forks a child for every pair of descriptors (namespace, connection) that arrives, until the client hangs up.
+
+    The byte that comes with them says whether the child looks at the wire or only at what its stack gets.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # A terminal's Ctrl-C is for the client, which ends us by hanging up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -483,18 +492,19 @@ def main(descriptor: int) -> None:
             namespace, connection = descriptors
             if os.fork() == 0:
                 client.close()
-                _child(namespace, connection, run, number * STATION_TOKENS % (1 << COUNTER_BITS))
+                first = number * STATION_TOKENS % (1 << COUNTER_BITS)
+                _child(namespace, connection, run, first, sees_wire=message == SEES_WIRE)
             os.close(namespace)
             os.close(connection)
 
 
-def _child(namespace: int, connection: int, run: int, first: int) -> None:
+def _child(namespace: int, connection: int, run: int, first: int, *, sees_wire: bool) -> None:
     status = 1
     try:
         libc.setns(namespace)
         os.close(namespace)
         # Every address is given, so scapy's view of interfaces and routes, which is the parent's, is never asked.
-        Child(socket.socket(fileno=connection), run, first).serve()
+        Child(socket.socket(fileno=connection), run, first, sees_wire=sees_wire).serve()
         status = 0
     except BaseException:  # noqa: BLE001 - a forked child must not return into its parent's loop
         traceback.print_exc()

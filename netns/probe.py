@@ -186,8 +186,13 @@ class PacketWorker:
             )
         self._stations: list[Station] = []
 
-    def station(self, namespace: Path) -> Station:
+    def station(self, namespace: Path, *, sees_wire: bool = True) -> Station:
         """A station in the network namespace at that path, which sees every packet from now on.
+
+        Args:
+            namespace: the path.
+            sees_wire: look at all interfaces; without it only at what the namespace's own stack gets, which costs a
+                third.
 
         Raises:
             NetnsError: there is no namespace at that path, or the worker did not start.
@@ -196,7 +201,7 @@ class PacketWorker:
         try:
             with theirs, namespace.open("rb") as entry:
                 self._connection.settimeout(START_TIMEOUT)
-                socket.send_fds(self._connection, [b"n"], [entry.fileno(), theirs.fileno()])
+                socket.send_fds(self._connection, [b"w" if sees_wire else b"l"], [entry.fileno(), theirs.fileno()])
         except FileNotFoundError as error:
             own.close()
             raise NetnsError(f"no network namespace at {namespace}") from error

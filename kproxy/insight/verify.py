@@ -10,8 +10,8 @@ Law: it looks, it never changes anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -116,7 +116,7 @@ def is_kept(promise: Promise, seen: Seen) -> bool:
     return set(seen.answers) == set(promise.answers)
 
 
-@dataclass
+@dataclass(eq=False)
 class Tally:
     """What has come of the packets of one row so far.
 
@@ -144,6 +144,15 @@ class Tally:
         """Takes in that an endpoint's stack was handed a packet of this row."""
         endpoint = host_port(seen.destination, seen.destination_port)
         self.arrivals[seen.token] = (endpoint, seen.source, TTL - seen.ttl)
+
+    def excuse(self, quiet: Set[str]) -> None:
+        """Takes a datagram that reached one of these addresses for answered: their programs need not answer it."""
+        if self.row.frontend.protocol != "UDP":
+            return
+        for number, outcome in enumerate(self.outcomes):
+            endpoint = self.arrivals.get(outcome.token, ("", "", 0))[0]
+            if outcome.result is Result.SILENT and endpoint.rpartition(":")[0].strip("[]") in quiet:
+                self.outcomes[number] = replace(outcome, result=Result.ANSWERED, detail="arrived")
 
     def wants(self) -> int:
         """How many connections more are needed to be sure."""
@@ -227,9 +236,11 @@ class Prover:
         self._worker = PacketWorker()
         self._readers: dict[str, RuleReader] = {}
         self._stations: dict[str, Station] = {}
+        pods = surroundings.status.pods
+        self._quiet = {address for pod in pods if not pod.echo for address in pod.addresses}
         try:
             for name in _watched(surroundings, rows):
-                self._stations[name] = self._worker.station(surroundings.namespaces[name])
+                self._stations[name] = self._worker.station(surroundings.namespaces[name], sees_wire=False)
         except BaseException:
             self.close()
             raise
@@ -304,6 +315,8 @@ class Prover:
             for sighting in station.sightings(("syn", "datagram"), "local"):
                 if sighting.token in by_token:
                     by_token[sighting.token].arrive(sighting)
+        for tally in set(by_token.values()):
+            tally.excuse(self._quiet)
 
     def _insist(self, tallies: Sequence[Tally], timeout: float) -> None:
         """Asks the silent ones again, with connections of their own; those that a router should answer slowly."""

@@ -110,6 +110,16 @@ def test_silence_without_a_working_control_proves_nothing() -> None:
     assert not is_kept(found.row.promise, found.seen())
 
 
+def test_a_program_need_not_answer_a_datagram() -> None:
+    datagrams = replace(row(BOTH), frontend=replace(FRONTEND, protocol="UDP"))
+    found = Tally(datagrams, outcomes=[outcome(1, Result.SILENT)])
+    found.arrive(arrival(1))
+    found.excuse({"10.244.9.9"})
+    assert found.is_silent
+    found.excuse({"10.244.2.2"})
+    assert found.seen() == Seen(Verdict.ANSWERED, (TWO,))
+
+
 def test_connections_go_on_until_every_endpoint_was_seen() -> None:
     first = [outcome(token) for token in range(BATCH)]
     assert tally(BOTH, first[:1], []).wants() == BATCH

@@ -22,6 +22,7 @@ Indexer = Callable[[Object], Iterable[str]]
 Name = tuple[str, str]
 """Namespace ("" for none) and name."""
 
+_REMEMBERED_ENDS = 10_000  # far more than there are writes under way at any time
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,6 +47,7 @@ class Informer:
         self._indexers: dict[str, Indexer] = {}
         self._indexes: dict[str, dict[str, set[Name]]] = {}
         self._forgotten: set[str] = set()
+        self._gone: dict[str, None] = {}  # uids of which the watch has told the end, oldest first
         self._handlers: list[Handler] = []
 
     def add_handler(self, handler: Handler) -> None:
@@ -74,9 +76,13 @@ class Informer:
             return [self._objects[name] for name in sorted(self._indexes[index].get(value, ()))]
 
     def observe(self, obj: Object) -> None:
-        """Takes over what the API answered to a write, unless something newer is known already."""
+        """Takes over what the API answered to a write, unless something newer is known already.
+
+        The object's end may be among that: the answer can be overtaken by the watch.
+        """
         with self._lock:
-            if obj.get("kind") == self.kind.name and obj["metadata"]["uid"] not in self._forgotten:
+            uid = obj["metadata"]["uid"]
+            if obj.get("kind") == self.kind.name and uid not in self._forgotten and uid not in self._gone:
                 self._set(obj)
 
     def forget(self, obj: Object) -> None:
@@ -105,16 +111,24 @@ class Informer:
         uid = obj["metadata"]["uid"]
         if event.type == "DELETED":
             self._forgotten.discard(uid)
+            self._bury(uid)
             present = self._objects.get(name_of(obj))
             if present is not None and present["metadata"]["uid"] == uid:
                 self._remove(present)
         elif uid not in self._forgotten:
+            self._gone.pop(uid, None)
             self._set(obj)
+
+    def _bury(self, uid: str) -> None:
+        self._gone[uid] = None
+        if len(self._gone) > _REMEMBERED_ENDS:
+            del self._gone[next(iter(self._gone))]
 
     def _replace(self, objects: list[Object]) -> None:
         self._forgotten.clear()
         there = {name_of(obj) for obj in objects}
         for name in self._objects.keys() - there:
+            self._bury(self._objects[name]["metadata"]["uid"])
             self._remove(self._objects[name])
         for obj in objects:
             self._set(obj)

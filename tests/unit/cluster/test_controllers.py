@@ -169,7 +169,8 @@ def test_a_namespace_takes_everything_in_it_along(cluster: Cluster) -> None:
 
 def test_a_pod_that_is_not_ready_is_in_the_slice_but_not_ready(cluster: Cluster) -> None:
     cluster.client.apply([{"object": deployment(replicas=1)}, {"object": service()}])
-    (pod,) = eventually(lambda: ready_pods(cluster), lambda seen: len(seen) == 1)
+    eventually(lambda: addresses(cluster), lambda seen: len(seen) == 1)
+    (pod,) = ready_pods(cluster)
     conditions = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
     cluster.client.patch(POD, pod["metadata"]["name"], conditions, "default", "status")
     eventually(lambda: addresses(cluster), lambda seen: not seen)

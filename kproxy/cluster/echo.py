@@ -186,6 +186,8 @@ class EchoServer:
         for port in set(self._listeners) - wanted:
             for sock in self._listeners.pop(port):
                 self._selector.unregister(sock)
+                while port[0] == "TCP" and self._accept(sock):
+                    pass  # who is connected already is served; the kernel would reset those that wait
                 sock.close()
         failed = []
         for port in sorted(wanted - set(self._listeners)):
@@ -220,7 +222,10 @@ class EchoServer:
         return sockets
 
     def _acceptor(self, listener: socket.socket) -> Callable[[], None]:
-        return lambda: self._accept(listener)
+        def accept() -> None:
+            self._accept(listener)
+
+        return accept
 
     def _receiver(self, sock: socket.socket) -> Callable[[], None]:
         return lambda: self._receive(sock)
@@ -228,24 +233,26 @@ class EchoServer:
     def _watch(self, sock: socket.socket, handler: Callable[[], None]) -> None:
         self._selector.register(sock, selectors.EVENT_READ, handler)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> bool:
+        """Whether there was a connection waiting."""
         try:
             sock, client = listener.accept()
         except OSError:
-            return
+            return False
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             local = sock.getsockname()
         except OSError:
             sock.close()
-            return
+            return True
         seen = Seen("TCP", (local[0], local[1]), (client[0], client[1]), _syn_ttl(sock))
         connection = _Connection(sock, seen)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._close(next(iter(self._connections.values())))
         self._connections[sock] = connection
         self._watch(sock, lambda: self._read(connection))
+        return True
 
     def _read(self, connection: _Connection) -> None:
         if connection.sock not in self._connections:

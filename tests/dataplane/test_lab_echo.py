@@ -170,6 +170,14 @@ def test_ports_change_while_it_runs(pod: Namespace, echo: tuple[int, socket.sock
         hostname_from(pod, "127.0.0.1", 81)
 
 
+def test_who_is_connected_when_a_port_is_closed_is_served(pod: Namespace, echo: tuple[int, socket.socket]) -> None:
+    for _ in range(20):
+        listen(echo[1], ("TCP", 80))
+        with http_to(pod, "127.0.0.1", 80) as first, http_to(pod, "127.0.0.1", 80) as second:
+            listen(echo[1])
+            assert [get(connection, "/hostname") for connection in (first, second)] == ["web-1\n"] * 2
+
+
 def test_a_port_that_is_taken_is_named(pod: Namespace, echo: tuple[int, socket.socket]) -> None:
     with socket_in(pod, socket.AF_INET, socket.SOCK_STREAM) as taken:
         taken.bind(("0.0.0.0", 80))

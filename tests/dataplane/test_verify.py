@@ -192,3 +192,96 @@ def test_verify_changes_nothing(small: Lab) -> None:
 
 def rules_of(saved: str) -> list[str]:
     return [line for line in saved.splitlines() if not line.startswith(("#", ":"))]
+
+
+# -- other configurations of the proxies ------------------------------------------------------------------------------
+
+FLAGS = {
+    "masquerade all": '{masquerade-all: "true"}',
+    "NodeCIDR": "{detect-local-mode: NodeCIDR}",
+    "InterfaceNamePrefix": "{detect-local-mode: InterfaceNamePrefix, pod-interface-name-prefix: veth}",
+}
+
+CLUSTER = """
+apiVersion: kproxy.dev/v1alpha1
+kind: Cluster
+metadata: {name: unused}
+spec:
+  externalRoutes: [{to: 198.51.100.0/24, via: node2}]
+  clients: [{name: one}, {name: two}]
+  proxy: {flags: FLAGS}
+"""
+
+# A pod in its node's network, named ports with different numbers, hints, and an external address that is a node's own.
+OBJECTS = """
+apiVersion: v1
+kind: Pod
+metadata: {name: host, labels: {app: host}}
+spec:
+  hostNetwork: true
+  nodeName: node1
+  containers: [{name: main, image: echo, ports: [{containerPort: 7777}, {containerPort: 7777, protocol: UDP}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: mix-1, labels: {app: mix}}
+spec: {nodeName: node1, containers: [{name: main, image: echo, ports: [{name: web, containerPort: 7777}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: mix-3, labels: {app: mix}}
+spec: {nodeName: node3, containers: [{name: main, image: echo, ports: [{name: web, containerPort: 8888}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: host}
+spec:
+  type: NodePort
+  selector: {app: host}
+  ports: [{name: t, port: 80, targetPort: 7777}, {name: u, port: 80, targetPort: 7777, protocol: UDP}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: host-local}
+spec:
+  type: NodePort
+  externalTrafficPolicy: Local
+  selector: {app: host}
+  externalIPs: [198.51.100.7]
+  ports: [{port: 80, targetPort: 7777}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: mix}
+spec:
+  type: NodePort
+  trafficDistribution: PreferSameZone
+  selector: {app: mix}
+  externalIPs: [198.51.100.8, 192.168.1.4]
+  ports: [{name: t, port: 81, targetPort: web}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: mix-local}
+spec:
+  type: NodePort
+  externalTrafficPolicy: Local
+  selector: {app: mix}
+  externalIPs: [198.51.100.9]
+  ports: [{name: t, port: 82, targetPort: web}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec: {type: NodePort, selector: {app: nobody}, externalIPs: [198.51.100.10], ports: [{port: 83}]}
+"""
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+def test_other_configurations_are_promised_and_kept(flags: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(CLUSTER.replace("FLAGS", flags))
+    with fresh_lab("-f", str(tmp_path / "cluster.yaml")) as lab:
+        lab.run("apply", "-f", "-", stdin=OBJECTS)
+        rows = json.loads(lab.run("verify", "--no-why", "-o", "json", expected=(0, 1)))
+    assert [row for row in rows if not row["ok"]] == []
+    assert {row["client"] for row in rows} >= {"client/one", "client/two"}

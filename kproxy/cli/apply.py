@@ -18,7 +18,7 @@ from kproxy.api.field_errors import DUPLICATE
 from kproxy.api.kinds import BY_API, KINDS, NAMESPACE, Kind
 from kproxy.api.manifest import Document, duplicates
 from kproxy.api.types import Object
-from kproxy.cli import waiting
+from kproxy.cli import candidates, waiting
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.cli.descriptions import without_last_applied
 from kproxy.cli.documents import pass_over_cluster_files, put_in_namespace, read_paths
@@ -37,7 +37,13 @@ NOT_CONFIGURED = "not configured on this cluster"
 """What Kubernetes says of an address family that the cluster does not have."""
 
 _files = click.option(
-    "-f", "--filename", "files", metavar="PATH", multiple=True, help="A manifest, a folder of them, or - for stdin."
+    "-f",
+    "--filename",
+    "files",
+    type=click.Path(),
+    metavar="PATH",
+    multiple=True,
+    help="A manifest, a folder of them, or - for stdin.",
 )
 _wait = click.option(
     "--wait",
@@ -81,7 +87,9 @@ def apply(files: tuple[str, ...], more: tuple[str, ...], lab: str | None, **opti
 
 @click.command
 @_files
-@click.argument("words", metavar="[KIND NAME... | KIND/NAME... | PATH...]", nargs=-1)
+@click.argument(
+    "words", metavar="[KIND NAME... | KIND/NAME... | PATH...]", nargs=-1, shell_complete=candidates.resources
+)
 @click.option("--ignore-not-found", is_flag=True, help="What does not exist counts as deleted.")
 @click.option(
     "--grace-period", type=whole_seconds, default=None, metavar="DURATION", help="How long a pod's processes may take."

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from kproxy.api.kinds import Kind, find
+from kproxy.cli import candidates
 from kproxy.client import Client
 from kproxy.cluster.layout import Layout, current_lab
 from kproxy.cluster.status import LabStatus
@@ -23,7 +24,11 @@ DEFAULT_NAMESPACE = "default"
 def lab_option(command: F) -> F:
     """Add ``--lab``; ``kproxy --lab NAME VERB`` and KPROXY_LAB mean the same."""
     option = click.option(
-        "--lab", metavar="NAME", envvar="KPROXY_LAB", help="The lab that is meant. Default: the only one there is."
+        "--lab",
+        metavar="NAME",
+        envvar="KPROXY_LAB",
+        shell_complete=candidates.labs,
+        help="The lab that is meant. Default: the only one there is.",
     )
     return option(command)
 
@@ -31,7 +36,13 @@ def lab_option(command: F) -> F:
 def namespace_option(command: F) -> F:
     """Add ``-n``."""
     option = click.option(
-        "-n", "--namespace", metavar="NS", default=DEFAULT_NAMESPACE, show_default=True, help="Kubernetes namespace."
+        "-n",
+        "--namespace",
+        metavar="NS",
+        default=DEFAULT_NAMESPACE,
+        show_default=True,
+        shell_complete=candidates.namespaces,
+        help="Kubernetes namespace.",
     )
     return option(command)
 

@@ -12,7 +12,7 @@ import click
 
 from kproxy.api.kinds import DEPLOYMENT, KINDS, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
-from kproxy.cli import tables
+from kproxy.cli import candidates, tables
 from kproxy.cli.connection import connect, kind_named, lab_option, namespace_option, the_lab
 from kproxy.cli.main import report
 from kproxy.client import Client
@@ -42,12 +42,10 @@ class Request:
     show_labels: bool
 
 
-def _complete_kind(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    return [kind.plural for kind in KINDS if kind.plural.startswith(incomplete)]
-
-
 @click.command
-@click.argument("resources", metavar="KIND[,KIND] [NAME...] | KIND/NAME...", nargs=-1, shell_complete=_complete_kind)
+@click.argument(
+    "resources", metavar="KIND[,KIND] [NAME...] | KIND/NAME...", nargs=-1, shell_complete=candidates.resources
+)
 @click.option("-o", "--output", type=click.Choice(["wide", "yaml", "json", "name"]), default=None)
 @click.option("-l", "--selector", default="", help="Label selector: app=web,tier!=cache.")
 @click.option("--field-selector", default="", help="Field selector: metadata.name, spec.nodeName, ...")
@@ -223,7 +221,7 @@ def _print_change(kind: Kind, obj: Object, request: Request, widths: list[int]) 
 
 
 @click.command
-@click.argument("resources", metavar="KIND [NAME...] | KIND/NAME...", nargs=-1, shell_complete=_complete_kind)
+@click.argument("resources", metavar="KIND [NAME...] | KIND/NAME...", nargs=-1, shell_complete=candidates.resources)
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
 @click.option("-l", "--selector", default="", help="Label selector: app=web,tier!=cache.")
 @namespace_option

@@ -37,7 +37,14 @@ def lab() -> None:
 
 
 @lab.command(short_help="Bring a lab up; three nodes, a router and a client by default")
-@click.option("-f", "--filename", "path", metavar="CLUSTER.yaml", help="A cluster file, or a folder with one in it.")
+@click.option(
+    "-f",
+    "--filename",
+    "path",
+    type=click.Path(),
+    metavar="CLUSTER.yaml",
+    help="A cluster file, or a folder with one in it.",
+)
 @click.option("--nodes", type=click.IntRange(min=1), help="How many nodes.  [default: 3]")
 @click.option("--network", type=click.Choice(["host-gw", "vxlan"]), help="How pods reach other nodes.")
 @click.option("--ip-family", type=click.Choice(list(FAMILIES)), help="IPv4, IPv6 or both.  [default: ipv4]")

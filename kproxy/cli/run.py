@@ -16,7 +16,7 @@ import click
 
 from kproxy.api.kinds import POD
 from kproxy.api.types import Object
-from kproxy.cli import places
+from kproxy.cli import candidates, places
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.client import Client
 from kproxy.cluster import host
@@ -40,7 +40,7 @@ NOT_RUN: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 12
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.argument("place", metavar="POD|NODE|CLIENT")
+@click.argument("place", metavar="POD|NODE|CLIENT", shell_complete=candidates.places)
 @click.argument("command", metavar="-- COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, expose_value=False, help="For kubectl's sake: stdin is always passed on.")
 @click.option("-t", "--tty", is_flag=True, expose_value=False, help="For kubectl's sake: so is the terminal.")
@@ -85,7 +85,7 @@ class _Log:
 
 
 @click.command
-@click.argument("place", metavar="POD|NODE|control-plane")
+@click.argument("place", metavar="POD|NODE|control-plane", shell_complete=candidates.places)
 @click.option("-c", "--container", default="", help="Which container; default: the first.")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until interrupted, or until the pod is gone.")
 @click.option("--tail", type=click.IntRange(min=0), default=None, metavar="N", help="The last N lines only.")
@@ -156,7 +156,7 @@ def _follow(file: IO[str], is_over: Callable[[], bool]) -> None:
 
 
 @click.command
-@click.argument("place", metavar="POD|NODE|CLIENT")
+@click.argument("place", metavar="POD|NODE|CLIENT", shell_complete=candidates.places)
 @click.argument("packet_filter", metavar="[FILTER]...", nargs=-1)
 @click.option("-w", "--write", default="", metavar="FILE|-", help="Write pcap to a file, or to stdout for Wireshark.")
 @click.option("-i", "--interface", default="any", show_default=True, help="Where to listen.")

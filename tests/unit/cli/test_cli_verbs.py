@@ -240,3 +240,29 @@ def test_deleting_a_file_without_f_says_what_to_write(run: Run, tmp_path: Path) 
     (tmp_path / "web.yaml").write_text(WEB)
     done = run("delete", str(tmp_path / "web.yaml"))
     assert (done.status, done.err) == (1, f"error: to delete what a manifest names, write -f {tmp_path}/web.yaml\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("get se", ["servicecidrs", "services"]),
+        ("get svc we", ["web", "web-local"]),
+        ("delete svc web ", ["web", "web-local"]),
+        ("describe po ", []),
+        ("get svc -n o", ["other"]),
+        ("get svc -n other ", []),
+        ("get nothing ", []),
+        ("apply --lab ", ["t"]),
+        ("get svc --lab none web", []),
+    ],
+)
+def test_tab_offers_what_there_is(run: Run, monkeypatch: pytest.MonkeyPatch, line: str, offered: list[str]) -> None:
+    service = WEB.split("---")[0].replace("  clusterIP: 10.96.0.9\n", "")
+    for name in ("web", "web-local"):
+        assert run("apply", "--wait=0", "-f", "-", stdin=service.replace("name: web", f"name: {name}")).status == 0
+    monkeypatch.setenv("_KPROXY_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"kproxy {line}")
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ") + 1))
+    done = run()
+    assert [word.partition(",")[2] for word in done.out.split()] == offered
+    assert done.err == ""

@@ -38,6 +38,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
     },
     "The proof": {
         "verify": Verb("kproxy.cli.verify:verify", "Send packets from every place to every frontend and compare"),
+        "audit": Verb("kproxy.cli.audit:audit_", "Compare a node's kernel with its plan, rule by rule, with counters"),
         "render": Verb("", "Print the rules that a node would get, offline and without root"),
     },
     "The node proxy": {

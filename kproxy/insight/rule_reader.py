@@ -10,6 +10,7 @@ still the same ones, ``found`` the packet counters in order or the rules as `Rul
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import ipaddress
 import json
@@ -36,7 +37,7 @@ class Reader:
         self._table = table
 
     def counters(self) -> tuple[str, list[int]]:
-        """A digest of the chains, their lengths and targets, and every rule's packet counter."""
+        """A digest of the chains and all that is in them but counters, and every rule's packet counter."""
         digest = hashlib.sha256()
         packets: list[int] = []
         for table in self._tables():
@@ -44,7 +45,7 @@ class Reader:
                 digest.update(f"{table.name} {chain.name}\n".encode())
                 for entry in _entries(table, chain.name):
                     packets.append(entry.counters.pcnt)
-                    digest.update((table.get_target(entry) or b"") + b"\n")
+                    digest.update((table.get_target(entry) or b"") + b"\n" + _without_counters(entry))
         return digest.hexdigest(), packets
 
     def rules(self) -> tuple[str, list[list[Any]]]:
@@ -69,6 +70,13 @@ def _entries(table: Any, chain: str) -> Iterator[Any]:
     while entry:
         yield entry
         entry = table.next_rule(entry)
+
+
+def _without_counters(entry: Any) -> bytes:
+    """A rule as the kernel has it, with all of its matches and its target."""
+    raw = ctypes.string_at(ctypes.addressof(entry), entry.next_offset)
+    counters = type(entry).counters
+    return raw[: counters.offset] + raw[counters.offset + counters.size :]
 
 
 def _target(rule: Any) -> str:

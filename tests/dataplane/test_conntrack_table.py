@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from netns_world import world
+from rule_worlds import bare_nodes
 
 from kproxy.proxy.conntrack import ConntrackTable
 from kproxy.proxy.family import Family
@@ -24,7 +24,7 @@ from kproxy.proxy.netlink import (
     nfnetlink_body,
 )
 from kproxy.proxy.stale_flows import Place
-from netns.namespace import Namespace, create, remove, run_in
+from netns.namespace import Namespace, run_in
 
 pytestmark = pytest.mark.root
 
@@ -39,11 +39,8 @@ CLIENT = {Family.IPV4: "10.200.0.0", Family.IPV6: "fd00:200::"}
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    with world("tct") as place:
-        place.private.mkdir()
-        made = create(f"{place.prefix}-node", place.private)
+    with bare_nodes("tct", "node") as (made,):
         yield made
-        remove(made)
 
 
 def entry(

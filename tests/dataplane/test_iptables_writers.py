@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,31 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from netns_world import world
+from rule_worlds import NAMES, SERVICES, bare_nodes, deltas, full_delta, read_case, saved
 
-from kproxy.api.types import Node
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends.iptables.host import find_tools
 from kproxy.proxy.backends.iptables.python_iptables import PythonIptablesBackend
 from kproxy.proxy.backends.iptables.render import RuleSet
-from kproxy.proxy.backends.iptables.rules import COUNTERS, Settings
+from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.backends.iptables.writer import IptablesBackend
-from kproxy.proxy.changes import Change, ObjectKey, Tracked, Tracker
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.family import Family
 from kproxy.proxy.netlink import make_counters
-from kproxy.proxy.node import NodeFacts, facts
-from kproxy.proxy.plan import PlanDelta
-from kproxy.proxy.setup import LOOPBACK, HostFeatures, circumstances, iptables_settings, node_port_scope
-from kproxy.proxy.sources import TYPES, key_of, typed
-from netns.namespace import Namespace, create, remove, run_in
+from kproxy.proxy.node import NodeFacts
+from kproxy.proxy.setup import HostFeatures, iptables_settings
+from netns.namespace import Namespace, run_in
 
 pytestmark = pytest.mark.root
-
-CASES = Path(__file__).parents[1] / "conformance" / "cases"
-NAMES = sorted(path.stem for path in CASES.glob("*.yaml"))
-CANNOT_BE = {"sync-repeated-nftables"}
 
 
 @dataclass
@@ -51,58 +41,17 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    with world("twr") as place, pytest.MonkeyPatch.context() as patched:
-        place.private.mkdir()
-        lock = place.folder / "xtables.lock"
-        patched.setenv("XTABLES_LOCKFILE", str(lock))
-        made = [create(f"{place.prefix}-{name}", place.private) for name in ("restore", "libiptc")]
-        counters = [run_in(namespace, make_counters, COUNTERS) for namespace in made]
+    with bare_nodes("twr", "restore", "libiptc") as (restored, libiptc):
+        counters = [run_in(namespace, make_counters, COUNTERS) for namespace in (restored, libiptc)]
         assert counters[0] == counters[1]
-        yield Pair(made[0], made[1], counters[0], set())
-        for namespace in made:
-            remove(namespace)
-        lock.unlink(missing_ok=True)
-
-
-def saved(namespace: Namespace, family: Family) -> str:
-    """All tables, without time stamps; counters would show packets, of which there are none."""
-    tool = find_tools("legacy", family).save
-    done = run_in(namespace, subprocess.run, [tool, "-c"], capture_output=True, text=True, check=True)
-    return "\n".join(line for line in str(done.stdout).splitlines() if not line.startswith("#"))
-
-
-def config_of(case: dict[str, Any]) -> ProxyConfig:
-    config = case["config"]
-    return ProxyConfig(
-        detect_local_mode=config.get("detectLocalMode") or "ClusterCIDR",
-        cluster_cidr=tuple((config.get("clusterCIDR") or "").split(",")) if config.get("clusterCIDR") else (),
-        masquerade_all=config["masqueradeAll"],
-        iptables_masquerade_bit=config["masqueradeBit"],
-        iptables_localhost_nodeports=config.get("localhostNodePorts", True),
-        nodeport_addresses=tuple(config["nodePortAddresses"]),
-    )
-
-
-def deltas(case: dict[str, Any], family: Family, counters: frozenset[str]) -> Iterator[tuple[Settings, PlanDelta]]:
-    """What each step of a case changes; the first is a full one."""
-    config, name = config_of(case), case["node"]["name"]
-    tracker, known = Tracker(family, name), dict[ObjectKey, Tracked]()
-    for step in case["steps"]:
-        now = {key_of(obj): typed(obj) for obj in step["objects"] if obj["kind"] in TYPES}
-        tracker.take(Change(key, known.get(key), now.get(key)) for key in {**known, **now})
-        node = next((facts(value) for value in now.values() if isinstance(value, Node)), NodeFacts())
-        around = circumstances(config, name, node, family)
-        scope = node_port_scope(config, node, family, (*case["node"]["ips"], LOOPBACK[family]))
-        settings = iptables_settings(config, node, family, HostFeatures(counters))
-        yield settings, tracker.delta(around, scope, is_full=not known)
-        known = now
+        yield Pair(restored, libiptc, counters[0], set())
 
 
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("name", NAMES)
 def test_both_writers_leave_the_same_rules(pair: Pair, name: str, family: Family) -> None:
     """Step by step, so that syncs of some chains and the deletion of stale ones are compared too."""
-    case = yaml.load((CASES / f"{name}.yaml").read_text(), yaml.CSafeLoader)
+    case = read_case(name)
     steps = list(deltas(case, family, pair.counters))
     rules = RuleSet(steps[0][0])
     story = "".join(rules.saved() for _, delta in steps if rules.take(delta))
@@ -118,48 +67,6 @@ def test_both_writers_leave_the_same_rules(pair: Pair, name: str, family: Family
 
         assert saved(pair.libiptc, family) == saved(pair.restored, family)
     assert "-A KUBE-POSTROUTING" in saved(pair.libiptc, family)
-
-
-SERVICES = [
-    {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "web", "namespace": "default"},
-        "spec": {
-            "type": "LoadBalancer",
-            "clusterIP": "10.96.0.50",
-            "externalIPs": ["198.51.100.7"],
-            "externalTrafficPolicy": "Local",
-            "healthCheckNodePort": 31999,
-            "loadBalancerSourceRanges": ["203.0.113.0/24"],
-            "sessionAffinity": "ClientIP",
-            "ports": [
-                {"name": name, "protocol": protocol, "port": port, "nodePort": 30000 + port}
-                for name, protocol, port in (("http", "TCP", 80), ("dns", "UDP", 53), ("none", "TCP", 81))
-            ],
-        },
-        "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}},
-    },
-    {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}],
-        "endpoints": [
-            {"addresses": [f"10.244.1.{number}"], "nodeName": "node" if number % 2 else "other"}
-            for number in range(2, 9)
-        ],
-    },
-]
-
-
-def full_delta(config: ProxyConfig, objects: list[dict[str, Any]]) -> PlanDelta:
-    tracker = Tracker(Family.IPV4, "node")
-    tracker.take(Change(key_of(obj), None, typed(obj)) for obj in objects)
-    around = circumstances(config, "node", NodeFacts(), Family.IPV4)
-    scope = node_port_scope(config, NodeFacts(), Family.IPV4, ("192.168.0.2", "127.0.0.1"))
-    return tracker.delta(around, scope, is_full=True)
 
 
 @pytest.mark.parametrize(
@@ -186,25 +93,20 @@ def test_both_writers_agree_on_every_kind_of_rule(pair: Pair, config: dict[str, 
     assert saved(pair.libiptc, Family.IPV4) == saved(pair.restored, Family.IPV4)
 
 
-def test_a_refused_write_is_reported_and_leaves_every_table_whole(pair: Pair) -> None:
+def test_a_refused_write_is_reported_and_leaves_every_table_whole() -> None:
     """Rules that name a counter which is not there: the kernel refuses the table."""
     tools = find_tools("legacy", Family.IPV4)
     good = iptables_settings(ProxyConfig(), NodeFacts(), Family.IPV4, HostFeatures())
     bad = iptables_settings(ProxyConfig(), NodeFacts(), Family.IPV4, HostFeatures(frozenset(COUNTERS)))
-    with world("twb") as place:
-        place.private.mkdir()
-        namespace = create(f"{place.prefix}-node", place.private)
-        try:
-            run_in(namespace, PythonIptablesBackend(tools, good).apply, full_delta(ProxyConfig(), SERVICES))
-            before = saved(namespace, Family.IPV4)
-            assert "-A KUBE-SEP-" in before
+    with bare_nodes("twb", "node") as (namespace,):
+        run_in(namespace, PythonIptablesBackend(tools, good).apply, full_delta(ProxyConfig(), SERVICES))
+        before = saved(namespace, Family.IPV4)
+        assert "-A KUBE-SEP-" in before
 
-            with pytest.raises(TransactionError, match="python-iptables refused the rules"):
-                run_in(namespace, PythonIptablesBackend(tools, bad).apply, full_delta(ProxyConfig(), SERVICES))
+        with pytest.raises(TransactionError, match="python-iptables refused the rules"):
+            run_in(namespace, PythonIptablesBackend(tools, bad).apply, full_delta(ProxyConfig(), SERVICES))
 
-            assert saved(namespace, Family.IPV4) == before
-        finally:
-            remove(namespace)
+        assert saved(namespace, Family.IPV4) == before
 
 
 def test_it_waits_for_the_lock_of_the_iptables_tools(pair: Pair) -> None:

@@ -36,6 +36,7 @@ TABLES = ("filter", "nat")
 _FRONTEND_RULES = tuple(f"-A {chain} " for chain in (chains.SERVICES, chains.EXTERNAL_SERVICES, chains.NODE_PORTS))
 _UDP_FRONTEND = re.compile(r"^-A \S+ (?:-d (?P<address>[^/ ]+)/(?:32|128) )?.*-m udp --dport (?P<port>\d+) ")
 
+_JUMP_TARGETS = frozenset(jump.rule.rpartition(" -j ")[2] for jump in JUMPS)
 _BUILT_IN = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
 
 
@@ -44,12 +45,12 @@ class Found(msgspec.Struct, frozen=True):
 
     Attributes:
         chains: names of user-defined chains, per table.
-        built_in_rules: rules of built-in chains, per table.
+        built_in_rules: rules of built-in chains, per table, in order.
         udp_frontends: (address, port) of every UDP frontend that a rule names; the address of node ports is empty.
     """
 
     chains: Mapping[str, frozenset[str]] = {}
-    built_in_rules: Mapping[str, frozenset[str]] = {}
+    built_in_rules: Mapping[str, tuple[str, ...]] = {}
     udp_frontends: frozenset[tuple[str, int]] = frozenset()
 
 
@@ -74,7 +75,7 @@ class _Part(msgspec.Struct, frozen=True):
         ports: service ports whose own chains are written (nat).
         stale: chains that are deleted (nat).
         extra: further chains to declare.
-        jumps: rules to insert in built-in chains.
+        jumps: commands for built-in chains.
         has_shared: the shared chains are written as well.
     """
 
@@ -186,7 +187,7 @@ class RuleSet:
     def restore_all(self, found: Found) -> str:
         """Input for iptables-restore --noflush that brings a kernel in any state to this rule set.
 
-        Chains of ours that nothing leads to are deleted, missing jumps inserted at the top and canaries made, all in
+        Chains of ours that nothing leads to are deleted, jumps put in order and canaries made, all in
         the same transaction per table.
         """
         in_kernel = found.chains.get("nat", frozenset())
@@ -194,10 +195,10 @@ class RuleSet:
         has_firewall = chains.KUBELET_FIREWALL in found.chains.get("filter", frozenset())
         # declared only when it is missing: a declaration flushes, and kubelet keeps rules in it too
         extra = (chains.CANARY,) if has_firewall else (chains.CANARY, chains.KUBELET_FIREWALL)
-        nat = _Part(frozenset(self._rules), frozenset(stale), (chains.CANARY,), _missing_jumps("nat", found))
+        nat = _Part(frozenset(self._rules), frozenset(stale), (chains.CANARY,), _jump_repairs("nat", found))
         return (
             f"*mangle\n:{chains.CANARY} - [0:0]\nCOMMIT\n"
-            + self._restore_table("filter", _Part(extra=extra, jumps=_missing_jumps("filter", found)))
+            + self._restore_table("filter", _Part(extra=extra, jumps=_jump_repairs("filter", found)))
             + self._restore_table("nat", nat)
         )
 
@@ -251,13 +252,24 @@ def _shared(rules: ServiceRules, table: str) -> tuple[tuple[str, str], ...]:
     return rules.filter if table == "filter" else rules.nat
 
 
-def _missing_jumps(table: str, found: Found) -> tuple[str, ...]:
-    present = found.built_in_rules.get(table, frozenset())
-    return tuple(
-        f"-I {jump.chain} 1 {jump.rule.removeprefix(f'-A {jump.chain} ')}"
-        for jump in JUMPS
-        if jump.table == table and jump.rule not in present
-    )
+def _jump_repairs(table: str, found: Found) -> tuple[str, ...]:
+    """Brings the rules that lead from built-in chains to ours in order, and leaves everybody else's where they are.
+
+    A chain whose jumps are all there, in order, is left alone. Else what is there of them goes, and all are inserted at
+    the top: one that is missing, moved or altered must not stand behind a rule that it has to come before.
+    """
+    repairs = []
+    for chain in _BUILT_IN[table]:
+        wanted = [jump for jump in JUMPS if (jump.table, jump.chain) == (table, chain)]
+        present = [
+            rule
+            for rule in found.built_in_rules.get(table, ())
+            if rule.startswith(f"-A {chain} ") and rule.rpartition(" -j ")[2] in _JUMP_TARGETS
+        ]
+        if present != [jump.rule for jump in reversed(wanted)]:
+            repairs += [f"-D{rule[2:]}" for rule in present]
+            repairs += [f"-I {chain} 1 {jump.rule.removeprefix(f'-A {chain} ')}" for jump in wanted]
+    return tuple(repairs)
 
 
 def parse_saved(text: str) -> Found:
@@ -267,24 +279,24 @@ def parse_saved(text: str) -> Found:
         text: of any tables; counters may be shown.
     """
     user_chains: dict[str, set[str]] = {}
-    rules: dict[str, set[str]] = {}
+    rules: dict[str, list[str]] = {}
     frontends = set()
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:]
-            user_chains[table], rules[table] = set(), set()
+            user_chains[table], rules[table] = set(), []
         elif line.startswith(":"):
             name, policy, *_ = line[1:].split()
             if policy == "-":
                 user_chains[table].add(name)
         elif line.startswith("-A ") and line.split(" ", 2)[1] not in user_chains[table]:
-            rules[table].add(line)
+            rules[table].append(line)
         elif line.startswith(_FRONTEND_RULES) and (frontend := _UDP_FRONTEND.search(line)):
             frontends.add((frontend["address"] or "", int(frontend["port"])))
     return Found(
         {table: frozenset(names) for table, names in user_chains.items()},
-        {table: frozenset(lines) for table, lines in rules.items()},
+        {table: tuple(lines) for table, lines in rules.items()},
         frozenset(frontends),
     )
 

@@ -116,7 +116,7 @@ def clean_up(tools: Tools) -> None:
     for table in ("mangle", *TABLES):
         present = found.chains.get(table, frozenset())
         gone = sorted(chain for chain in present if _is_ours(table, chain))
-        rules = found.built_in_rules.get(table, frozenset())
+        rules = found.built_in_rules.get(table, ())
         jumps = [f"-D{jump.rule[2:]}" for jump in CLEANED_JUMPS if jump.table == table and jump.rule in rules]
         if gone or jumps:
             declared = [f":{chain} - [0:0]" for chain in gone]

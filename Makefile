@@ -33,7 +33,7 @@ UP ?=
 # What was made under sudo belongs to the person who called it, whether the recipe ends well or not.
 GIVE_BACK := trap .ci/give-back EXIT
 
-.PHONY: help setup packages link demo test test-quick lint format bench vm-test down uninstall lock
+.PHONY: help setup packages link demo test test-quick soak lint format bench vm-test down uninstall lock
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ test: setup $(VENV)/.installed-dev ## every test; those that need root get it
 test-quick: setup $(VENV)/.installed-dev ## the tests that need no root
 	@$(GIVE_BACK); \
 	$(BIN)/python -m pytest -m 'not root' $(PYTEST_ARGS)
+
+soak: setup $(VENV)/.installed-dev ## the tests that have larger counts, with those counts
+	@$(GIVE_BACK); \
+	$(ROOT) env CI="$${CI:-}" KPROXY_SOAK=1 $(BIN)/python -m pytest $$(grep -rl --include='test_*.py' KPROXY_SOAK tests) $(PYTEST_ARGS)
 
 lint: setup $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 	@$(GIVE_BACK); \

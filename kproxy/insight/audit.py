@@ -26,9 +26,10 @@ from kproxy.proxy.backends.iptables.host import Variant, features, find_tools
 from kproxy.proxy.backends.iptables.render import RuleSet
 from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.changes import Tracker
-from kproxy.proxy.config import ProxyConfig, parse_arguments
+from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.endpoints import HEADLESS_LABEL
 from kproxy.proxy.family import Family
+from kproxy.proxy.flags import parse_arguments
 from kproxy.proxy.netlink import local_addresses, read_counters
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.services import SERVICE_PROXY_NAME_LABEL

@@ -232,7 +232,7 @@ class Agent:
 
     def _sync(self, proxier: Proxier, clock: Callable[[], float]) -> None:
         started = clock()
-        is_full = proxier.needs_full_sync or started - proxier.last_full_sync >= MAX_INTERVAL
+        is_full = proxier.needs_full_sync or started >= proxier.last_full_sync + MAX_INTERVAL
         try:
             self._write(proxier, is_full=is_full)
         except HostError as error:

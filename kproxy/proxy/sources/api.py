@@ -52,22 +52,30 @@ class ApiSource:
         for told in self._client.follow(
             kind, label_selector=labels, field_selector=fields, stop=stop, on_error=on_error
         ):
-            changes = known.replace(told.items) if isinstance(told, Snapshot) else known.take(told)
-            deliver(Batch(tuple(changes), {kind.name: int(told.resource_version)}))
+            deliver(known.batch(told))
 
 
 class Known:
-    """What has been told of one kind, to work out what a new list or event changes."""
+    """What has been told of one kind, to work out what a new list or event changes.
+
+    Attributes:
+        objects: the last good version of every object that there is.
+    """
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._objects: dict[ObjectKey, Tracked] = {}
+        self.objects: dict[ObjectKey, Tracked] = {}
+
+    def batch(self, told: Snapshot | WatchEvent) -> Batch:
+        """What a full list or an event means."""
+        changes = self.replace(told.items) if isinstance(told, Snapshot) else self.take(told)
+        return Batch(tuple(changes), {self._kind: int(told.resource_version)})
 
     def replace(self, items: Iterable[Object]) -> list[Change]:
         """The changes that a full list means; objects that it does not name are gone."""
         listed = [item | {"kind": self._kind} for item in items]
         keys = {key_of(item) for item in listed}
-        changes = [self._set(key, None) for key in self._objects.keys() - keys]
+        changes = [self._set(key, None) for key in self.objects.keys() - keys]
         return [change for change in (*changes, *(self._update(item) for item in listed)) if change]
 
     def take(self, event: WatchEvent) -> list[Change]:
@@ -87,7 +95,7 @@ class Known:
             return None
 
     def _set(self, key: ObjectKey, new: Tracked | None) -> Change | None:
-        old = self._objects.pop(key, None)
+        old = self.objects.pop(key, None)
         if new is not None:
-            self._objects[key] = new
+            self.objects[key] = new
         return Change(key, old, new) if old != new else None

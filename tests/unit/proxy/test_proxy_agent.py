@@ -247,6 +247,16 @@ def test_everything_is_written_again_every_hour() -> None:
     assert [delta.is_full for delta in world.backend.deltas] == [True, True]
 
 
+def test_hour_is_an_hour_whatever_its_fractions() -> None:
+    world = World()
+    world.now = 1000.06  # in binary, (1000.06 + 3600) - 1000.06 is less than 3600
+    world.tell(service())
+
+    world.sleep(3600.0)
+
+    assert [delta.is_full for delta in world.backend.deltas] == [True, True]
+
+
 def test_resync_is_a_full_sync_now() -> None:
     world = World(iptables_min_sync_period=0.0)
     world.tell(service())

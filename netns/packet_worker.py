@@ -52,6 +52,7 @@ STATION_TOKENS = 1 << 16
 
 LARGEST = 65_535
 ANCILLARY = 256
+ICMP_UNREACHABLE = b"\x03"
 ICMPV6_UNREACHABLE = b"\x01"
 MAX_SIGHTINGS = 100_000
 PAYLOAD = b"kproxy-probe "
@@ -178,7 +179,8 @@ class Sender:
 
     def _claim(self, pending: Pending, wanted: int | None) -> None:
         """A token and a source port; for UDP the port is held open, so that no echo server's port is ever used."""
-        self._next = (self._next + 1) % (1 << COUNTER_BITS)
+        # Never all ones: one more would be another run's top byte.
+        self._next = (self._next + 1) % ((1 << COUNTER_BITS) - 1)
         pending.token = self.run << COUNTER_BITS | self._next
         pending.source_port = wanted or self._free_port(pending)
         self.pending[pending.token] = pending
@@ -239,14 +241,38 @@ class Sniffer:
             for data, at, (interface, ethertype, packet_type, *_), _ in _received(listening):
                 if ethertype in (ETH_P_IP, ETH_P_IPV6) and packet_type != socket.PACKET_OTHERHOST:
                     direction = "out" if packet_type == socket.PACKET_OUTGOING else "in"
-                    packet = _dissect4(data) if ethertype == ETH_P_IP else _dissect6(data)
+                    packet = self._dissect4(data) if ethertype == ETH_P_IP else self._dissect6(data)
                     self._take(packet, interface, direction, at)
         for listening in self._raw4:
             for data, at, _, _ in _received(listening):
-                self._take(_dissect4(data), "", "local", at)
+                self._take(self._dissect4(data), "", "local", at)
         for listening in self._raw6:
             for data, at, address, told in _received(listening):
-                self._take(_delivered6(listening.proto, data, address[0], told), "", "local", at)
+                if self._may_be_ours(listening.proto, data, 0):
+                    self._take(_delivered6(listening.proto, data, address[0], told), "", "local", at)
+
+    def _dissect4(self, data: bytes) -> Packet | None:
+        """The packet as scapy sees it; None, a hundred times cheaper, if it is none of ours."""
+        if len(data) < 20 or not self._may_be_ours(data[9], data, 4 * (data[0] & 0xF)):
+            return None
+        return IP(data)
+
+    def _dissect6(self, data: bytes) -> Packet | None:
+        return IPv6(data) if len(data) >= 40 and self._may_be_ours(data[6], data, 40) else None
+
+    def _may_be_ours(self, protocol: int, data: bytes, start: int) -> bool:
+        """Whether what begins at ``start`` can be a probe of this run, or come back for one."""
+        match protocol:
+            case socket.IPPROTO_TCP:
+                # The top byte of the sequence or acknowledgement number.
+                return self._sender.run in data[start + 4 : start + 9 : 4]
+            case socket.IPPROTO_UDP:
+                port = int.from_bytes(data[start + 2 : start + 4], "big")
+                return data.startswith(PAYLOAD, start + 8) or ("UDP", port) in self._sender.by_port
+            case socket.IPPROTO_ICMP:
+                return data[start : start + 1] == ICMP_UNREACHABLE
+            case _:
+                return protocol == socket.IPPROTO_ICMPV6 and data[start : start + 1] == ICMPV6_UNREACHABLE
 
     def _take(self, packet: Packet | None, interface: str, direction: str, at: int) -> None:
         if packet is None:
@@ -305,19 +331,8 @@ def _received(listening: socket.socket) -> Iterator[tuple[bytes, int, Any, dict[
         yield data, seconds * 1_000_000_000 + nanoseconds, address, told
 
 
-def _dissect4(data: bytes) -> Packet | None:
-    """The packet as scapy sees it; None, cheaply, for protocols that no probe has."""
-    return IP(data) if len(data) >= 20 and data[9] in HANDLERS4 else None
-
-
-def _dissect6(data: bytes) -> Packet | None:
-    return IPv6(data) if len(data) >= 40 and data[6] in HANDLERS6 else None
-
-
-def _delivered6(protocol: int, data: bytes, source: str, told: dict[tuple[int, int], bytes]) -> Packet | None:
+def _delivered6(protocol: int, data: bytes, source: str, told: dict[tuple[int, int], bytes]) -> Packet:
     """A raw IPv6 socket leaves the header out and tells of it beside the data."""
-    if protocol == socket.IPPROTO_ICMPV6 and data[:1] != ICMPV6_UNREACHABLE:
-        return None
     hops = int.from_bytes(told[socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT], sys.byteorder)
     destination = socket.inet_ntop(socket.AF_INET6, told[socket.IPPROTO_IPV6, socket.IPV6_PKTINFO][:16])
     layer = {socket.IPPROTO_TCP: TCP, socket.IPPROTO_UDP: UDP}.get(protocol, ICMPv6DestUnreach)

@@ -156,9 +156,14 @@ def host_state() -> dict[str, Any]:
     return state
 
 
-def _without_counters(links: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _without_counters(found: Any) -> Any:
+    """What `ip -j` said without what changes by itself: counters, and how long a DHCP address is still good for."""
     volatile = ("stats", "stats64", "valid_life_time", "preferred_life_time")
-    return [{key: value for key, value in link.items() if key not in volatile} for link in links]
+    if isinstance(found, list):
+        return [_without_counters(one) for one in found]
+    if isinstance(found, dict):
+        return {key: _without_counters(value) for key, value in found.items() if key not in volatile}
+    return found
 
 
 def _sysctls() -> Iterator[tuple[str, str]]:

@@ -51,8 +51,12 @@ def typed(obj: Object) -> Tracked:
         msgspec.ValidationError: a field has the wrong JSON type.
     """
     key = key_of(obj)
-    value = view(obj, TYPES[key.kind])
-    if value.metadata.namespace == key.namespace:
+    return with_namespace(view(obj, TYPES[key.kind]), key.namespace)
+
+
+def with_namespace(value: Tracked, namespace: str) -> Tracked:
+    """The object in the namespace that it means."""
+    if value.metadata.namespace == namespace:
         return value
-    metadata = msgspec.structs.replace(value.metadata, namespace=key.namespace)
+    metadata = msgspec.structs.replace(value.metadata, namespace=namespace)
     return msgspec.structs.replace(value, metadata=metadata)

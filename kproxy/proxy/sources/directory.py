@@ -1,8 +1,8 @@
 """Objects from a directory of manifests, which may be added, changed and removed at run time.
 
 Files are YAML or JSON with any number of documents. A bad document among good ones keeps the last good version of its
-object, and is named once. A file appears by rename; one that is written in place is read when it has not changed
-between two looks.
+object, and is named once. A file is read as soon as it has been put in place by rename, or its writer has closed
+it; where the kernel does not tell so, when it has not changed between two looks.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
+import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from kproxy.api.types import Object
+from kproxy.api.validation import prepare
 from kproxy.errors import Finding, UserError
 from kproxy.proxy.changes import Batch, Change, ObjectKey, Tracked
 from kproxy.proxy.sources import TYPES, Deliver, key_of, typed
+from kproxy.proxy.sources.inotify import DirectoryWatch
+from kproxy.proxy.sources.plain_json import Read, read_plain
 
 _LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+RARE_POLL_SECONDS = 2.0
+"""How often to look where the kernel tells what happens: only for what it cannot hear."""
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -44,6 +52,7 @@ class Contents(msgspec.Struct):
         findings: what is wrong with the file.
         passed_over: names of other kinds in it, each once.
         is_broken: its text ends in an error, so that objects may be missing from it.
+        texts: the text of each object, where there are several and all are good: they need not be read again.
     """
 
     objects: dict[ObjectKey, Tracked]
@@ -51,26 +60,43 @@ class Contents(msgspec.Struct):
     findings: list[Finding]
     passed_over: set[str]
     is_broken: bool
+    texts: Mapping[bytes, Read] = {}
 
 
-def read_file(path: Path) -> Contents:
+def read_file(path: Path, known: Mapping[bytes, Read] | None = None) -> Contents:
     """Everything that one manifest file holds.
+
+    Args:
+        path: the file.
+        known: objects by their text, as an earlier version of the file had them.
 
     Raises:
         OSError: it cannot be read.
     """
     text = path.read_bytes()
-    # imported here because it takes PyYAML along: a proxy that watches an API never comes by
-    from kproxy.api.manifest import read
-    from kproxy.api.validation import prepare
+    if (plain := read_plain(text, known or {})) is not None:
+        objects = {read.key: read.value for read in plain.values()}
+        return Contents(objects, set(), [], set(), is_broken=False, texts=plain if len(plain) > 1 else {})
+    return read_thoroughly(text, str(path))
 
-    with _without_collections():
-        documents, findings = read(text, str(path), max_bytes=1 << 40)
+
+def read_thoroughly(text: bytes, file: str) -> Contents:
+    """What a manifest's text holds, and everything that is wrong with it.
+
+    Args:
+        text: YAML or JSON.
+        file: its name.
+    """
+    # imported here because it takes PyYAML along: not every proxy comes by
+    from kproxy.api.manifest import read
+
+    with without_collections():
+        documents, findings = read(text, file, max_bytes=1 << 40)
         contents = Contents({}, set(), list(findings), set(), is_broken=bool(findings))
         for document in documents:
-            kind = document.obj.get("kind")
+            kind = str(document.obj.get("kind"))
             if kind not in TYPES:
-                contents.passed_over.add(str(kind))
+                contents.passed_over.add(kind)
                 continue
             obj, errors = prepare(document.obj, is_strict=False)
             if errors:
@@ -90,7 +116,7 @@ def _named(obj: Object) -> set[ObjectKey]:
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """Keeps the garbage collector away from a heap that only grows: it would take half of the time."""
     is_enabled = gc.isenabled()
     gc.disable()
@@ -101,37 +127,42 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def signatures(directory: Path) -> dict[Path, Signature]:
+def signatures(directory: Path) -> dict[str, Signature]:
     """The manifest files of a directory as they are now, by name; sub-directories and hidden files do not count.
 
     Raises:
         UserError: the directory cannot be read.
     """
-    found: dict[Path, Signature] = {}
+    found: dict[str, Signature] = {}
     try:
-        for path in sorted(directory.iterdir()):
-            if path.suffix in SUFFIXES and not path.name.startswith("."):
-                found.update(_signature(path))
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if _is_manifest(entry.name) and (signature := _signature(entry)):
+                    found[entry.name] = signature
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}") from error
-    return found
+    return dict(sorted(found.items()))
 
 
-def _signature(path: Path) -> Iterator[tuple[Path, Signature]]:
+def _is_manifest(name: str) -> bool:
+    return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _signature(file: os.DirEntry[str] | Path) -> Signature | None:
+    """None when there is no such file: removed while we looked, a link to nowhere, or a directory."""
     try:
-        status = path.stat()
-    except FileNotFoundError:  # removed while we looked, or a link to nowhere
-        return
-    if path.is_file():
-        yield path, Signature(status.st_ino, status.st_size, status.st_mtime_ns)
+        status = file.stat()
+    except OSError:
+        return None
+    return Signature(status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
 class DirectorySource:
-    """A directory that is looked at several times a second.
+    """A directory that is watched.
 
     Args:
         directory: where the manifests are.
-        poll_seconds: how often to look.
+        poll_seconds: how often to look where the kernel does not tell what happens.
     """
 
     is_patient = False
@@ -139,9 +170,10 @@ class DirectorySource:
     def __init__(self, directory: Path, poll_seconds: float = POLL_SECONDS) -> None:
         self._directory = directory
         self._poll_seconds = poll_seconds
-        self._seen: dict[Path, Signature] = {}
-        self._read: dict[Path, Signature] = {}
-        self._contents: dict[Path, Contents] = {}
+        self._seen: dict[str, Signature] = {}
+        self._read: dict[str, Signature] = {}
+        self._contents: dict[str, Contents] = {}
+        self._holders: dict[ObjectKey, set[str]] = {}
         self._objects: dict[ObjectKey, Tracked] = {}
         self._generation = 0
 
@@ -151,22 +183,44 @@ class DirectorySource:
         Raises:
             UserError: the directory cannot be read.
         """
+        watch = self._listen()  # before the first look, or what happens in between would go unheard
         deliver(self.look(is_first=True))
-        threading.Thread(target=self._watch, args=(deliver, stop), name="watch-directory", daemon=True).start()
+        threading.Thread(target=self._watch, args=(deliver, stop, watch), name="watch-directory", daemon=True).start()
 
-    def _watch(self, deliver: Deliver, stop: threading.Event) -> None:
+    def _listen(self) -> DirectoryWatch | None:
+        try:
+            return DirectoryWatch(self._directory)
+        except OSError as error:
+            _LOG.info("%s: looked at every %g s: %s", self._directory, self._poll_seconds, error.strerror)
+            return None
+
+    def _watch(self, deliver: Deliver, stop: threading.Event, watch: DirectoryWatch | None) -> None:
         has_failed = False
-        while not stop.wait(self._poll_seconds):
+        next_look = 0.0
+        while not stop.is_set():
+            names = self._wait(stop, watch)
+            if not names and time.monotonic() < next_look:
+                continue
             try:
-                batch = self.look()
+                batch = self.look_at(names) if names else self.look()
                 has_failed = False
             except UserError as error:
                 if not has_failed:
                     _LOG.error("%s: what was read before stays", error)
                 has_failed = True
                 continue
+            if not names and watch is not None and not watch.is_lost:
+                next_look = time.monotonic() + RARE_POLL_SECONDS
             if batch.changes:
                 deliver(batch)
+        if watch is not None:
+            watch.close()
+
+    def _wait(self, stop: threading.Event, watch: DirectoryWatch | None) -> list[str]:
+        if watch is not None and not watch.is_lost:
+            return watch.wait(self._poll_seconds)
+        stop.wait(self._poll_seconds)
+        return []
 
     def look(self, *, is_first: bool = False) -> Batch:
         """What has changed since the last look.
@@ -178,53 +232,95 @@ class DirectorySource:
             UserError: the directory cannot be read.
         """
         now = signatures(self._directory)
-        for path in self._contents.keys() - now.keys():
-            del self._contents[path], self._read[path]
-        for path, signature in now.items():
-            rests = is_first or self._seen.get(path) == signature
-            if rests and self._read.get(path) != signature:
-                self._load(path, signature)
+        touched: dict[ObjectKey, None] = {}
+        for name in self._contents.keys() - now.keys():
+            touched.update(self._drop(name))
+        for name, signature in now.items():
+            rests = is_first or self._seen.get(name) == signature
+            if rests and self._read.get(name) != signature:
+                touched.update(self._load(name, signature))
         self._seen = now
-        return self._compare()
+        return self._compare(touched)
 
-    def _load(self, path: Path, signature: Signature) -> None:
+    def look_at(self, names: Iterable[str]) -> Batch:
+        """What has changed in files that have just come to rest, or gone; the others are not looked at."""
+        touched: dict[ObjectKey, None] = {}
+        for name in filter(_is_manifest, names):
+            signature = _signature(self._directory / name)
+            if signature is None:
+                touched.update(self._drop(name))
+            elif self._read.get(name) != signature:
+                touched.update(self._load(name, signature))
+        return self._compare(touched)
+
+    def _drop(self, name: str) -> dict[ObjectKey, None]:
+        """Forget a file; returns the keys of what it held."""
+        contents = self._contents.pop(name, None)
+        self._read.pop(name, None)
+        return self._change_holders(name, contents.objects if contents else (), ())
+
+    def _load(self, name: str, signature: Signature) -> dict[ObjectKey, None]:
+        """Read a file; returns the keys of what it held and holds."""
+        path = self._directory / name
+        before = self._contents.get(name)
         try:
-            contents = read_file(path)
+            contents = read_file(path, before.texts if before else None)
         except OSError as error:
             _LOG.error("%s: %s", path, error.strerror)
-            return
-        self._read[path] = signature
+            return {}
+        self._read[name] = signature
         for found in contents.findings:
             _LOG.error("%s: the last good version stays", found)
         if contents.passed_over:
             _LOG.info("%s: passed over: %s", path, ", ".join(sorted(contents.passed_over)))
-        self._keep_good_versions(path, contents)
-        self._contents[path] = contents
+        if before is not None:
+            keep_good_versions(before, contents)
+        self._contents[name] = contents
+        return self._change_holders(name, before.objects if before else (), contents.objects)
 
-    def _keep_good_versions(self, path: Path, contents: Contents) -> None:
-        before = self._contents.get(path)
-        if before is None:
-            return
-        for key, value in before.objects.items():
-            if key not in contents.objects and (key in contents.bad or contents.is_broken):
-                contents.objects[key] = value
+    def _change_holders(
+        self, name: str, before: Collection[ObjectKey], after: Collection[ObjectKey]
+    ) -> dict[ObjectKey, None]:
+        for key in before:
+            self._holders[key].discard(name)
+        for key in after:
+            self._holders.setdefault(key, set()).add(name)
+        return dict.fromkeys((*before, *after))
 
-    def _compare(self) -> Batch:
-        wanted = merged(self._contents)
-        changes = [Change(key, old, None) for key, old in self._objects.items() if key not in wanted]
-        changes += [
-            Change(key, self._objects.get(key), new) for key, new in wanted.items() if self._objects.get(key) != new
-        ]
-        self._objects = wanted
+    def _compare(self, touched: Iterable[ObjectKey]) -> Batch:
+        changes = []
+        for key in touched:
+            holders = self._holders[key]
+            new = self._contents[min(holders)].objects[key] if holders else None
+            old = self._objects.get(key)
+            if new is None:
+                del self._holders[key], self._objects[key]
+            else:
+                self._objects[key] = new
+            if new is not old and new != old:
+                changes.append(Change(key, old, new))
+        changes.sort(key=_comes)
         self._generation += bool(changes)
         return Batch(tuple(changes), dict.fromkeys(TYPES, self._generation))
 
 
-def merged(files: Mapping[Path, Contents]) -> dict[ObjectKey, Tracked]:
+def _comes(change: Change) -> bool:
+    """What goes is told before what comes: it may make room."""
+    return change.new is not None
+
+
+def keep_good_versions(before: Contents, now: Contents) -> None:
+    """Let objects stay whose new versions are bad, or that may be in the part of the file that cannot be read."""
+    for key, value in before.objects.items():
+        if key not in now.objects and (key in now.bad or now.is_broken):
+            now.objects[key] = value
+
+
+def merged(files: Mapping[str, Contents]) -> dict[ObjectKey, Tracked]:
     """All objects of all files; of an object that several files hold, the first file's counts."""
     found: dict[ObjectKey, Tracked] = {}
-    for path in sorted(files):
-        for key, value in files[path].objects.items():
+    for name in sorted(files):
+        for key, value in files[name].objects.items():
             found.setdefault(key, value)
     return found
 
@@ -236,11 +332,11 @@ def read_directory(directory: Path) -> tuple[dict[ObjectKey, Tracked], list[Find
         UserError: the directory or a file in it cannot be read.
     """
     files = {}
-    for path in signatures(directory):
+    for name in signatures(directory):
         try:
-            files[path] = read_file(path)
+            files[name] = read_file(directory / name)
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from error
+            raise UserError(f"{directory / name}: {error.strerror}") from error
     findings = [finding for contents in files.values() for finding in contents.findings]
     return merged(files), findings, _union(contents.passed_over for contents in files.values())
 

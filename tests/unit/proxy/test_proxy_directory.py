@@ -154,3 +154,42 @@ def test_missing_directory_is_refused_at_start_and_waited_out_later(tmp_path: Pa
         assert cluster_ip(told.get(timeout=5)) == "10.96.0.2"
     finally:
         stop.set()
+
+
+def test_a_file_is_told_as_soon_as_it_is_in_place_or_its_writer_closes_it(tmp_path: Path) -> None:
+    told: SimpleQueue[Batch] = SimpleQueue()
+    stop = threading.Event()
+    source = DirectorySource(tmp_path)
+    try:
+        source.start(told.put, stop)
+        assert told.get(timeout=5).changes == ()
+        put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1"))
+        assert cluster_ip(told.get(timeout=5)) == "10.96.0.1"
+        with (tmp_path / "a.yaml").open("w") as file:
+            file.write(SERVICE % ("web", "10.96.0.2"))
+            file.flush()
+            assert told.empty()
+        assert cluster_ip(told.get(timeout=5)) == "10.96.0.2"
+        (tmp_path / "a.yaml").unlink()
+        assert cluster_ip(told.get(timeout=5)) is None
+    finally:
+        stop.set()
+
+
+def test_of_an_object_in_two_files_the_first_files_counts(tmp_path: Path) -> None:
+    put(tmp_path, "b.yaml", SERVICE % ("web", "10.96.0.2"))
+    source = DirectorySource(tmp_path)
+    assert cluster_ip(source.look(is_first=True)) == "10.96.0.2"
+
+    put(tmp_path, "a.yaml", SERVICE % ("web", "10.96.0.1"))
+    assert cluster_ip(source.look_at(["a.yaml"])) == "10.96.0.1"
+    put(tmp_path, "b.yaml", SERVICE % ("web", "10.96.0.3"))
+    assert source.look_at(["b.yaml"]).changes == ()
+    (tmp_path / "a.yaml").unlink()
+    assert cluster_ip(source.look_at(["a.yaml"])) == "10.96.0.3"
+
+
+def test_kind_that_is_no_text_is_only_passed_over(tmp_path: Path) -> None:
+    put(tmp_path, "a.json", '{"apiVersion": "v1", "kind": ["Service"]}')
+
+    assert DirectorySource(tmp_path).look(is_first=True).changes == ()

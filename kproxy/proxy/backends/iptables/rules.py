@@ -10,6 +10,7 @@ Law: pure, and nothing is decided here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -182,6 +183,7 @@ def _counter(name: str, settings: Settings) -> str:
     return f"-m nfacct --nfacct-name {name}" if name in settings.counters else ""
 
 
+@lru_cache(maxsize=1024)
 def probability(remaining: int) -> str:
     """1/``remaining`` as xt_statistic keeps it (31 bits) and iptables-save prints it (11 digits)."""
     # 10 digits first: kube-proxy hands the tool that text, and the kernel's value is rounded from it
@@ -200,6 +202,7 @@ class _Encoder:
         self._protocol = plan.name.protocol.lower()
         self._bits = settings.family.host_bits
         self._external = chains.external(plan.name)
+        self._own_endpoint_comment = self._endpoint_comment(self._name)
 
     # shared chains
 
@@ -260,6 +263,9 @@ class _Encoder:
         """Each chain that belongs to this port alone, with its rules in order."""
         plan = self._plan
         internal_sets = {branch.to: branch for branch in plan.internal.branches}
+        targets = {
+            address: chains.endpoint(plan.name, address) for address in dict.fromkeys((*plan.cluster, *plan.local))
+        }
         if plan.external.branches:
             if self._has_firewall:
                 yield chains.firewall(plan.name), tuple(self._firewall_chain())
@@ -269,9 +275,10 @@ class _Encoder:
                 chain = chains.endpoint_set(plan.name, which)
                 own = internal_sets.get(which)
                 masquerade = tuple(self._internal_masquerade(chain, own)) if own else ()
-                yield chain, (*masquerade, *self._balance(chain, plan.endpoints(which)))
-        for address in dict.fromkeys((*plan.cluster, *plan.local)):
-            yield chains.endpoint(plan.name, address), tuple(self._endpoint_chain(address))
+                which_targets = [(address, targets[address]) for address in plan.endpoints(which)]
+                yield chain, (*masquerade, *self._balance(chain, which_targets))
+        for address, chain in targets.items():
+            yield chain, self._endpoint_chain(chain, address)
 
     @property
     def _has_firewall(self) -> bool:
@@ -316,27 +323,30 @@ class _Encoder:
         else:
             yield self._frontend(chain, " ".join(self._pods("! ", at)), comment, self._plan.port, to)
 
-    def _balance(self, chain: str, endpoints: tuple[str, ...]) -> Iterator[str]:
-        targets = [(address, chains.endpoint(self._plan.name, address)) for address in endpoints]
-        if self._plan.affinity_seconds:
-            for address, target in targets:
-                recent = (
-                    f"-m recent --rcheck --seconds {self._plan.affinity_seconds} --reap {self._recent_list(target)}"
-                )
-                yield _line(chain, self._endpoint_comment(f"{self._name} -> {address}"), recent, _to(target))
-        for index, (address, target) in enumerate(targets):
-            remaining = len(targets) - index
-            chance = f"-m statistic --mode random --probability {probability(remaining)}" if remaining > 1 else ""
-            yield _line(chain, self._endpoint_comment(f"{self._name} -> {address}"), chance, _to(target))
+    def _balance(self, chain: str, targets: list[tuple[str, str]]) -> Iterator[str]:
+        """One rule for each endpoint (with affinity one more), the last one for all that is left.
 
-    def _endpoint_chain(self, address: str) -> Iterator[str]:
-        chain = chains.endpoint(self._plan.name, address)
-        comment = self._endpoint_comment(self._name)
+        These and the endpoints' own chains are nearly all the rules that there are, so they are put together at once.
+        """
+        rules = [
+            (f"-A {chain} {self._endpoint_comment(f'{self._name} -> {address}')}", f"-j {target}", target)
+            for address, target in targets
+        ]
+        if seconds := self._plan.affinity_seconds:
+            for head, jump, target in rules:
+                yield f"{head}-m recent --rcheck --seconds {seconds} --reap {self._recent_list(target)} {jump}"
+        for remaining, (head, jump, _) in zip(range(len(rules), 0, -1), rules, strict=True):
+            chance = f"-m statistic --mode random --probability {probability(remaining)} " if remaining > 1 else ""
+            yield f"{head}{chance}{jump}"
+
+    def _endpoint_chain(self, chain: str, address: str) -> tuple[str, str]:
         ip, _ = split_host_port(address)
-        yield _line(chain, f"-s {ip}/{self._bits}", comment, _to(chains.MARK_MASQ))
-        remember = f"-m recent --set {self._recent_list(chain)}" if self._plan.affinity_seconds else ""
-        target = f"-m {self._protocol} -j DNAT --to-destination {address}"
-        yield _line(chain, f"-p {self._protocol}", comment, remember, target)
+        comment, protocol = self._own_endpoint_comment, self._protocol
+        remember = f"-m recent --set {self._recent_list(chain)} " if self._plan.affinity_seconds else ""
+        return (
+            f"-A {chain} -s {ip}/{self._bits} {comment}-j {chains.MARK_MASQ}",
+            f"-A {chain} -p {protocol} {comment}{remember}-m {protocol} -j DNAT --to-destination {address}",
+        )
 
     # parts of rules
 
@@ -381,7 +391,8 @@ class _Encoder:
         return (rest, match) if rest.startswith("-d") else (match, rest)
 
     def _endpoint_comment(self, text: str) -> str:
-        return _comment(text) if self._has_comments else ""
+        """With a blank after it; empty when there are to be none."""
+        return f"{_comment(text)} " if self._has_comments else ""
 
     def _recent_list(self, chain: str) -> str:
         mask = "255.255.255.255" if self._settings.family is Family.IPV4 else ":".join(["ffff"] * 8)

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from kproxy.api.types import EndpointSlice, Node
-from kproxy.errors import HostError
+from kproxy.errors import HostError, TransactionError
 from kproxy.proxy import metrics as names
 from kproxy.proxy.backends import Backend, Condition
 from kproxy.proxy.changes import Batch, Change, HealthCheck, Tracker
@@ -80,7 +80,7 @@ class Proxier(msgspec.Struct, kw_only=True):
         canary_due: when to look at the canary next.
         losing_since: when it was first seen that somebody deletes our chains; None when nobody does.
         may_have_stale_flows: UDP flows have to be looked at: not done since the start, or it failed.
-        last_error: what went wrong at the last sync; empty when it succeeded.
+        last_fault: what made the last sync fail, but for its place in the input; empty when it succeeded.
     """
 
     family: Family
@@ -95,7 +95,7 @@ class Proxier(msgspec.Struct, kw_only=True):
     canary_due: float = math.inf
     losing_since: float | None = None
     may_have_stale_flows: bool = True
-    last_error: str = ""
+    last_fault: str = ""
 
 
 class Reports(NamedTuple):
@@ -254,9 +254,9 @@ class Agent:
     def _has_succeeded(self, proxier: Proxier, clock: Callable[[], float], *, is_full: bool) -> None:
         """The order is kube-proxy's: metrics, health, health check ports, endpoint counts, conntrack."""
         now, family = clock(), proxier.family.value
-        if proxier.last_error:
+        if proxier.last_fault:
             _LOG.info("%s: syncs work again", family)
-            proxier.last_error = ""
+            proxier.last_fault = ""
         proxier.runner.finish(now, succeeded=True)
         proxier.needs_full_sync = False
         if is_full:
@@ -287,8 +287,9 @@ class Agent:
         if not is_full:
             self._metrics.add(names.PARTIAL_RESTORE_FAILURES, family)
         # a fault that lasts is told once, not every time it is met again
-        level = logging.DEBUG if str(error) == proxier.last_error else logging.ERROR
-        proxier.last_error = str(error)
+        fault = f"{error.reason}: {error.text}" if isinstance(error, TransactionError) else str(error)
+        level = logging.DEBUG if fault == proxier.last_fault else logging.ERROR
+        proxier.last_fault = fault
         retry = self._config.iptables_sync_period
         _LOG.log(level, "%s: sync failed; everything is written again within %g s: %s", family, retry, error)
 

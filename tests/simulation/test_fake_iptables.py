@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_iptables import BUILT_IN, FakeIptables
+from iptables_world import network_namespace, tools_within
 
 from kproxy.errors import HostError
 from kproxy.proxy.backends.iptables.host import Tools, find_tools, run_tool
@@ -28,32 +28,12 @@ RULES = {
 }
 
 
-@pytest.fixture
-def namespace() -> Iterator[int]:
-    """The pid of a process in a network namespace that lives as long as the test."""
-    holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        yield holder.pid
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
-
-
 @pytest.fixture(params=["legacy", "nft"])
-def tools(request: pytest.FixtureRequest, namespace: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
-    """One variant's tools for IPv4, each running in the namespace."""
+def tools(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tools]:
+    """One variant's tools for IPv4, each running in a namespace that lives as long as the test."""
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    real = find_tools(request.param, Family.IPV4)
-    found = []
-    for tool in (real.save, real.restore):
-        script = tmp_path / Path(tool).name
-        script.write_text(f'#!/bin/sh\nexec nsenter -t {namespace} -n {tool} "$@"\n')
-        script.chmod(0o755)
-        found.append(str(script))
-    return Tools(real.variant, found[0], found[1], real.version)
+    with network_namespace() as pid:
+        yield tools_within(find_tools(request.param, Family.IPV4), pid, tmp_path)
 
 
 def some_input(rng: random.Random) -> str:
@@ -77,7 +57,7 @@ def some_input(rng: random.Random) -> str:
     return "\n".join((*lines, ""))
 
 
-def rules_of(saved: str) -> dict[tuple[str, str], list[str]]:
+def all_rules_of(saved: str) -> dict[tuple[str, str], list[str]]:
     """Rules per table and chain; tables that nobody ever named are as good as empty ones."""
     table, found = "", {(name, chain): [] for name, chains in BUILT_IN.items() for chain in chains}
     for line in saved.splitlines():
@@ -92,7 +72,7 @@ def rules_of(saved: str) -> dict[tuple[str, str], list[str]]:
 
 def has_loop(saved: str) -> bool:
     """The kernel refuses chains that lead back to themselves; the proxy never writes any, and the fake never looks."""
-    rules = rules_of(saved)
+    rules = all_rules_of(saved)
 
     def reaches(table: str, chain: str, seen: tuple[str, ...]) -> bool:
         if chain in seen:
@@ -117,7 +97,7 @@ def test_same_inputs_leave_the_same_tables(tools: Tools, seed: int) -> None:
             continue
 
         assert _fails(lambda text=text: run_tool((tools.restore, "--noflush"), text)) == does_fail, text  # type: ignore[misc]
-        assert rules_of(run_tool((tools.save,))) == rules_of(fake.save()), text
+        assert all_rules_of(run_tool((tools.save,))) == all_rules_of(fake.save()), text
         outcomes.add(does_fail)
     assert outcomes == {True, False}
 

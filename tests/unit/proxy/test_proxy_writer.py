@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from iptables_world import network_namespace, rules_of, tools_within
 
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
@@ -34,15 +35,8 @@ SETTINGS = Settings(Family.IPV4, detector=Detector(DetectBy.SOURCE, "10.244.0.0/
 @pytest.fixture
 def namespace() -> Iterator[int]:
     """The pid of a process in a network namespace that lives as long as the test."""
-    holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        yield holder.pid
-    finally:
-        holder.kill()
-        holder.wait()
-        holder.stdout.close()
+    with network_namespace() as pid:
+        yield pid
 
 
 @pytest.fixture(params=["legacy", "nft"])
@@ -50,16 +44,6 @@ def tools(request: pytest.FixtureRequest, namespace: int, tmp_path: Path, monkey
     """One variant's tools for IPv4, each running in the namespace."""
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
     return tools_within(find_tools(request.param, Family.IPV4), namespace, tmp_path)
-
-
-def tools_within(real: Tools, namespace: int, tmp_path: Path) -> Tools:
-    found = []
-    for tool in (real.save, real.restore):
-        script = tmp_path / Path(tool).name
-        script.write_text(f'#!/bin/sh\nexec nsenter -t {namespace} -n {tool} "$@"\n')
-        script.chmod(0o755)
-        found.append(str(script))
-    return Tools(real.variant, found[0], found[1], real.version)
 
 
 def objects() -> dict[ObjectKey, Tracked]:
@@ -72,19 +56,6 @@ def full(world: dict[ObjectKey, Tracked]) -> PlanDelta:
     tracker = Tracker(Family.IPV4, "A")
     tracker.take(Change(key, None, value) for key, value in world.items())
     return tracker.delta(AROUND, NodePortScope(None, includes_loopback=True), is_full=True)
-
-
-def rules_of(text: str) -> dict[tuple[str, str], list[str]]:
-    """Rules per table and chain, KUBE- chains without rules too; other things than ours are left out."""
-    table, found = "", {}
-    for line in text.splitlines():
-        if line.startswith("*"):
-            table = line[1:]
-        elif line.startswith(":KUBE-") and table != "mangle":
-            found.setdefault((table, line[1:].split()[0]), [])
-        elif line.startswith("-A ") and "KUBE-" in line:
-            found.setdefault((table, line.split()[1]), []).append(line)
-    return found
 
 
 def saved(tools: Tools) -> dict[tuple[str, str], list[str]]:

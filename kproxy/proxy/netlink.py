@@ -96,6 +96,22 @@ class Netlink:
         for _ in self._exchange(kind, flags | NLM_F_ACK, body):
             continue
 
+    def transaction(self, frame: bytes, kind: int, body: bytes) -> None:
+        """One request in a batch of its own, as nf_tables wants it.
+
+        Args:
+            frame: body of the messages that begin and end the batch.
+            kind: type of the request.
+            body: its body.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        begin = self._message(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, frame)
+        request = self._message(kind, NLM_F_REQUEST | NLM_F_ACK, body)
+        self._socket.send(begin + request + self._message(_NFNL_MSG_BATCH_END, NLM_F_REQUEST, frame))
+        _raise_errno(_ERROR_CODE.unpack_from(self._socket.recv(_BUFFER), _HEADER.size)[0])
+
     def request_many(self, kind: int, flags: int, bodies: Sequence[bytes]) -> list[OSError]:
         """Many requests of one kind, several a message; returns why some of them were refused.
 
@@ -205,6 +221,36 @@ def _creates(netlink: Netlink, body: bytes) -> bool:
         return True
     except OSError as error:
         return error.errno == errno.EBUSY  # it exists (nfnl_acct_new answers so without NLM_F_REPLACE)
+    return True
+
+
+_NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END = 16, 17
+_NFNL_SUBSYS_NFTABLES = 10
+_NFT_MSG_DELTABLE = 2
+_NFTA_TABLE_NAME = 1
+
+
+def delete_nft_table(family: int, name: str) -> bool:
+    """Delete a table of nf_tables with all that it holds; returns whether it was there.
+
+    Args:
+        family: AF_INET or AF_INET6.
+        name: the table's.
+
+    Raises:
+        HostError: it is there and cannot be deleted.
+    """
+    table = nfnetlink_body(family, attribute(_NFTA_TABLE_NAME, name.encode() + b"\0"))
+    batch = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_NFNL_SUBSYS_NFTABLES))
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            netlink.transaction(batch, (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_DELTABLE, table)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT):  # a kernel without nf_tables
+            return False
+        raise HostError(f"cannot delete the nftables table {name!r}: {error.strerror}") from error
     return True
 
 

@@ -26,7 +26,7 @@ from kproxy.proxy.conntrack import ConntrackReconciler
 from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health, programmed
 from kproxy.proxy.metrics import HEALTHZ, LIVEZ, Metrics
-from kproxy.proxy.netlink import local_addresses, make_counters
+from kproxy.proxy.netlink import delete_nft_table, local_addresses, make_counters
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import Runner
@@ -52,6 +52,9 @@ POD_CIDR_PATIENCE = 300.0
 
 CONFIG_POLL_SECONDS = 1.0
 
+NFTABLES_TABLE = "kube-proxy"
+"""The table of kube-proxy's nftables mode, in both families."""
+
 ENDINGS = {Command.STOP, Command.FAIL}
 
 Inbox = SimpleQueue[Batch | Command]
@@ -68,6 +71,7 @@ def run(config: ProxyConfig) -> int:
     """
     if config.cleanup:
         return clean(config)
+    take_other_modes_rules_away()
     name = node_name(config)
     inbox: Inbox = SimpleQueue()
     stop = threading.Event()
@@ -337,10 +341,22 @@ def _serve(config: ProxyConfig, reports: Reports) -> None:
     serve(address, port, status_pages(config, metrics), is_hard_fail=config.bind_address_hard_fail)
 
 
+def take_other_modes_rules_away() -> bool:
+    """Delete the tables that a kube-proxy in nftables mode left, which would go on working; False when that failed."""
+    try:
+        for number in (socket.AF_INET, socket.AF_INET6):
+            if delete_nft_table(number, NFTABLES_TABLE):
+                _LOG.info("deleted the nftables table %r of another proxy mode", NFTABLES_TABLE)
+    except HostError as error:
+        _LOG.error("%s", error)
+        return False
+    return True
+
+
 def clean(config: ProxyConfig) -> int:
     """Take everything of a node proxy's off this host (--cleanup); returns the exit status."""
     both: tuple[Variant, ...] = ("legacy", "nft")
-    status = 0
+    status = 0 if take_other_modes_rules_away() else 1
     for variant in both if config.iptables_variant == "auto" else (choose_variant(config.iptables_variant),):
         for family in Family:
             try:

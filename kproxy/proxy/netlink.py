@@ -226,7 +226,7 @@ def _creates(netlink: Netlink, body: bytes) -> bool:
 
 _NFNL_MSG_BATCH_BEGIN, _NFNL_MSG_BATCH_END = 16, 17
 _NFNL_SUBSYS_NFTABLES = 10
-_NFT_MSG_DELTABLE = 2
+_NFT_MSG_GETTABLE, _NFT_MSG_DELTABLE = 1, 2
 _NFTA_TABLE_NAME = 1
 
 
@@ -244,6 +244,8 @@ def delete_nft_table(family: int, name: str) -> bool:
     batch = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_NFNL_SUBSYS_NFTABLES))
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
+            # asked first: a batch that fails makes the kernel wait for all its processors
+            netlink.request((_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_GETTABLE, 0, table)
             netlink.transaction(batch, (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_DELTABLE, table)
     except FileNotFoundError:
         return False

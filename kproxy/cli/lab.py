@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from kproxy.cluster.layout import Layout, check_lab_name, current_lab
 from kproxy.cluster.layout import labs as existing_labs
 from kproxy.cluster.status import LabStatus
 from kproxy.cluster.topology import infrastructure
-from kproxy.errors import InvalidInput
+from kproxy.errors import InvalidInput, UserError
 from netns.ip_batch import measure
 
 FAMILIES = {"ipv4": ("IPv4",), "ipv6": ("IPv6",), "dual": ("IPv4", "IPv6")}
@@ -65,7 +65,7 @@ def up(lab: str | None, path: str | None, timings: bool, expose: str | None, **o
         check_lab_name(lab)
     families = options.pop("ip_family")
     overrides = Overrides(lab=lab, ip_families=FAMILIES[families] if families else None, **options)
-    config = clusterfile.read(_cluster_documents(path), overrides)
+    config = clusterfile.read(_cluster_documents(path), overrides, _wrong_flags)
     if expose:
         import_module("kproxy.cluster.relay").check_address(expose)
     began = time.monotonic()
@@ -168,6 +168,24 @@ def _cluster_documents(path: str | None) -> Sequence[manifest.Document]:
     if found.findings:
         raise InvalidInput(found.findings)
     return found.documents
+
+
+def _wrong_flags(flags: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What `kproxy proxy` would say to these flags: name of the flag, empty for all together, and the complaint."""
+    parser = import_module("kproxy.proxy.flags")  # late: most cluster files set none
+    found = []
+    for name, value in flags.items():
+        try:
+            parser.parse_flags([f"--{name}={value}"])
+        except UserError as error:
+            found.append((name, str(error)))
+    if found:
+        return found
+    try:
+        parser.parse_arguments([f"--{name}={value}" for name, value in flags.items()])
+    except UserError as error:
+        return [("", line) for line in str(error).splitlines()]
+    return []
 
 
 class _Progress:

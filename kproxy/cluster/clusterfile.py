@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from kproxy.api import known_fields
-from kproxy.api.field_errors import FieldError, duplicate, forbidden, invalid, not_supported, required
+from kproxy.api.field_errors import UNKNOWN_FIELD, FieldError, duplicate, forbidden, invalid, not_supported, required
 from kproxy.api.types import Object, Value
 from kproxy.cluster.layout import DEFAULT_LAB, LAB_NAME
 from kproxy.errors import Finding, InvalidInput
@@ -45,6 +45,21 @@ POD_PREFIX: Final = {4: 24, 6: 64}
 CLIENT_NUMBER: Final = {4: 10, 6: 0x10}
 """Host number of the first client, so that it reads `10` in both families."""
 RESERVED: Final = ("router", "fabric")
+UNUSABLE: Final = tuple(
+    ip_network(text)
+    for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8")
+)
+"""Networks whose addresses the kernel does not route, or not as those of machines."""
+LABS_FLAGS: Final = frozenset(
+    [
+        *("config", "hostname-override", "kubeconfig", "manifests", "master"),
+        *("healthz-bind-address", "healthz-port", "iptables-variant"),
+        *("cleanup", "help", "init-only", "version", "write-config-to"),
+    ]
+)
+"""Flags by which a proxy and its lab find each other, or that make it end; a cluster file does not set them."""
+FlagCheck = Callable[[Mapping[str, str]], Sequence[tuple[str, str]]]
+"""From flags of `kproxy proxy` to what is wrong with them: name of the flag (empty: of all together) and reason."""
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL_RULE: Final = (
     "must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character"
@@ -215,12 +230,17 @@ class _Spec(Value, frozen=True):
     images: tuple[_ImageSpec, ...] = ()
 
 
-def read(documents: Sequence[Document], overrides: Overrides | None = None) -> ClusterConfig:
+def read(
+    documents: Sequence[Document],
+    overrides: Overrides | None = None,
+    check_flags: FlagCheck = lambda flags: (),
+) -> ClusterConfig:
     """The complete configuration of a cluster.
 
     Args:
         documents: what the cluster file holds: one Cluster; empty when no file was given.
         overrides: what the command line said.
+        check_flags: knows the proxy's flags; asked for each set of them that is given.
 
     Raises:
         InvalidInput: with everything that is wrong.
@@ -233,8 +253,9 @@ def read(documents: Sequence[Document], overrides: Overrides | None = None) -> C
     document = documents[0] if documents else None
     obj: Object = document.obj if document else {}
     errors = _shape_errors(obj) if document else []
-    builder = _Builder()
-    config = None if errors else builder.build(obj, overrides)
+    builder = _Builder(check_flags)
+    # Unknown fields keep nobody from reading the others.
+    config = builder.build(obj, overrides) if all(error.kind is UNKNOWN_FIELD for error in errors) else None
     errors += builder.errors
     if document is not None:
         findings += document.findings(errors)
@@ -268,8 +289,9 @@ class _Named:
 class _Builder:
     """Fills in defaults and collects what is wrong on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, check_flags: FlagCheck) -> None:
         self.errors: list[FieldError] = []
+        self._complaints = check_flags
         self.families: tuple[str, ...] = FAMILIES[:1]
         self.spec = _Spec()
 
@@ -355,6 +377,11 @@ class _Builder:
         if network.num_addresses < 4:
             self.errors.append(invalid(field, text, "must hold at least 4 addresses"))
             return None
+        if unusable := next((other for other in UNUSABLE if _overlap(network, other)), None):
+            self.errors.append(
+                invalid(field, text, f"overlaps with {unusable}, which no machine can have addresses of")
+            )
+            return None
         return network
 
     def _refuse_overlaps(self, entries: Sequence[_Named]) -> None:
@@ -371,13 +398,21 @@ class _Builder:
             self.errors.append(not_supported(f"{field}.mode", mode, ("iptables", "none")))
         if variant not in ("auto", "legacy", "nft"):
             self.errors.append(not_supported(f"{field}.variant", variant, ("auto", "legacy", "nft")))
-        self._check_flags(f"{field}.flags", spec.flags)
+        self._check_flags(f"{field}.flags", spec.flag_texts())
         return ProxyConfig(mode, variant, spec.flag_texts())
 
-    def _check_flags(self, field: str, flags: Iterable[str]) -> None:
-        for name in flags:
+    def _check_flags(self, field: str, flags: Mapping[str, str]) -> None:
+        sound = {}
+        for name, value in flags.items():
             if not re.fullmatch(r"[a-z0-9][-a-z0-9]*", name):
                 self.errors.append(invalid(field, name, "must be the name of a flag, without dashes before it"))
+            elif name in LABS_FLAGS:
+                self.errors.append(forbidden(f"{field}.{name}", "the lab itself sets this flag"))
+            else:
+                sound[name] = value
+        for name, reason in self._complaints(sound) if sound else ():
+            wrong = sound[name] if name else " ".join(f"--{flag}={value}" for flag, value in sound.items())
+            self.errors.append(invalid(f"{field}.{name}" if name else field, wrong, reason))
 
     def _nodes(
         self, networks: Mapping[str, Sequence[_Named]], proxy: ProxyConfig, overrides: Overrides
@@ -425,7 +460,7 @@ class _Builder:
         if spec.proxy.variant is not None and spec.proxy.variant != proxy.variant:
             detail = "all nodes of a lab use one variant; set spec.proxy.variant"
             self.errors.append(forbidden(f"{field}.proxy.variant", detail))
-        self._check_flags(f"{field}.proxy.flags", spec.proxy.flags)
+        self._check_flags(f"{field}.proxy.flags", spec.proxy.flag_texts())
         own = ProxyConfig(mode, proxy.variant, {**proxy.flags, **spec.proxy.flag_texts()})
         return NodeConfig(spec.name, spec.zone, spec.labels, addresses, pod_cidrs, own)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -178,6 +179,11 @@ REFUSED = {
     ),
     "mode": (HEAD + "spec:\n  podNetwork: {mode: bgp}\n", 'Unsupported value: "bgp"'),
     "flag": (HEAD + 'spec:\n  proxy:\n    flags: {"--v": "4"}\n', "must be the name of a flag"),
+    "flag of the lab itself": (HEAD + "spec:\n  proxy: {flags: {master: x}}\n", "spec.proxy.flags.master: Forbidden"),
+    "network of the host itself": (
+        HEAD + "spec:\n  podNetwork:\n    cidrs: [127.0.0.0/16]\n",
+        '5: spec.podNetwork.cidrs[0]: Invalid value: "127.0.0.0/16": overlaps with 127.0.0.0/8',
+    ),
     "image without a command": (HEAD + "spec:\n  images:\n  - match: x\n", "spec.images[0].command: Required value"),
     "variant of one node": (
         HEAD + "spec:\n  nodes:\n  - name: a\n    proxy: {variant: nft}\n",
@@ -198,6 +204,28 @@ def test_all_mistakes_are_told_at_once() -> None:
         "5: spec.nodes[0].name",
         "7: spec.clients[0].name",
         "9: spec.images[0].command",
+    ]
+
+
+def test_an_unknown_field_hides_no_other_mistake() -> None:
+    text = HEAD + "spec:\n  nods: []\n  nodes:\n  - name: A\n"
+    assert [line.partition(": ")[0] for line in refusals(text)] == ["4", "6"]
+
+
+def test_flags_are_shown_to_whoever_knows_them() -> None:
+    def complain(flags: Mapping[str, str]) -> list[tuple[str, str]]:
+        shown.append(dict(flags))
+        return [("v", "is loud"), ("", "do not go together")]
+
+    shown: list[dict[str, str]] = []
+    text = HEAD + "spec:\n  proxy: {flags: {v: 9, masquerade-all: true}}\n  nodes:\n  - name: a\n"
+    documents, _ = manifest.read(text.encode(), "cluster.yaml")
+    with pytest.raises(InvalidInput) as caught:
+        clusterfile.read(documents, check_flags=complain)
+    assert shown == [{"v": "9", "masquerade-all": "true"}]
+    assert [(finding.field, finding.reason) for finding in caught.value.findings] == [
+        ("spec.proxy.flags", 'Invalid value: "--v=9 --masquerade-all=true": do not go together'),
+        ("spec.proxy.flags.v", 'Invalid value: "9": is loud'),
     ]
 
 

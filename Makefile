@@ -33,7 +33,7 @@ UP ?=
 # What was made under sudo belongs to the person who called it, whether the recipe ends well or not.
 GIVE_BACK := trap .ci/give-back EXIT
 
-.PHONY: help setup packages link demo test test-quick soak lint format bench vm-test down uninstall lock
+.PHONY: help setup packages link demo test test-quick soak fuzz lint format bench vm-test down uninstall lock
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,11 @@ test-quick: setup $(VENV)/.installed-dev ## the tests that need no root
 soak: setup $(VENV)/.installed-dev ## the tests that have larger counts, with those counts
 	@$(GIVE_BACK); \
 	$(ROOT) env CI="$${CI:-}" KPROXY_SOAK=1 $(BIN)/python -m pytest $$(grep -rl --include='test_*.py' KPROXY_SOAK tests) $(PYTEST_ARGS)
+
+# Another seed each time; a failure names the one input: make fuzz FUZZ_ARGS="--seed 1 --only 17"
+fuzz: setup $(VENV)/.installed-dev ## a million mutated manifests, about twenty minutes on two cores
+	@$(GIVE_BACK); \
+	$(BIN)/python tests/fuzz/fuzz_manifests.py $(FUZZ_ARGS)
 
 lint: setup $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 	@$(GIVE_BACK); \

@@ -123,6 +123,14 @@ def test_what_is_deleted_by_force_is_taken_down_all_the_same(up: tuple[Layout, C
         get(layout, "node1", "192.168.1.2", 7000)
 
 
+def test_a_pod_on_a_node_that_is_none_goes_when_it_is_deleted(up: tuple[Layout, Client]) -> None:
+    _, client = up
+    client.create(POD, pod("lost", nodeName="nowhere"), "default")
+    assert client.get(POD, "lost", "default")["status"]["phase"] == "Pending"
+    client.delete(POD, "lost", "default")
+    until(lambda: is_gone(client, "lost"), "the pod is gone")
+
+
 def test_a_name_as_long_as_kubernetes_allows_gets_a_namespace(up: tuple[Layout, Client]) -> None:
     layout, client = up
     name = ".".join(["a" * 60] * 4)

@@ -6,6 +6,7 @@ finds again after a restart.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -184,9 +185,14 @@ class NodeAgent:
     def _meet(self, obj: Object) -> RunningPod | None:
         """A pod seen for the first time; None when it is nobody's here, or has done its work."""
         pod = view(obj, Pod)
-        if not any(node.name == pod.spec.node_name for node in self._config.nodes):
-            return None
         is_dying = pod.metadata.deletion_timestamp is not None
+        if not any(node.name == pod.spec.node_name for node in self._config.nodes):
+            if is_dying and pod.spec.node_name:
+                # On a node that is none, nobody else would ever end it (Kubernetes: pkg/controller/podgc, gcOrphaned).
+                with contextlib.suppress(NotFound, Conflict):
+                    metadata = pod.metadata
+                    self._client.delete(POD, metadata.name, metadata.namespace, grace_seconds=0, uid=metadata.uid)
+            return None
         if pod.status.phase in ("Succeeded", "Failed") and not is_dying:
             return None
         node = namespace.named(topology.namespace_name(self._config, pod.spec.node_name), self._layout.namespaces)

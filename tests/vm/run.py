@@ -451,8 +451,9 @@ class Tests:
 
     def packets(self) -> None:
         """The packet tests, on this kernel."""
-        tests = "tests/dataplane/test_client_addresses.py tests/dataplane/test_lab_check.py"
-        self._machine.ssh(f"cd /vagrant && sudo make test PYTEST_ARGS='-q {tests}'", 1500)
+        self._machine.ssh(
+            "cd /vagrant && sudo make test PYTEST_ARGS='-q tests/dataplane/test_client_addresses.py'", 1500
+        )
 
     def no_ipv6(self) -> None:
         """After a boot without IPv6 that is said, an IPv4 lab works, and others are refused."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from pathlib import Path
 
 from kproxy.errors import HostError
@@ -49,12 +50,21 @@ def conntrack_settings(config: ProxyConfig, cores: int) -> dict[str, int]:
 def set_up_conntrack(config: ProxyConfig) -> None:
     """Set conntrack up as the configuration asks.
 
+    nf_conntrack_max belongs to the whole machine: in any network namespace but the first the kernel shows it and lets
+    nobody write it. There it stays as it is, and so does the size of the hash table; the log says so.
+
     Raises:
         HostError: a value could not be written.
     """
     for path, value in conntrack_settings(config, os.cpu_count() or 1).items():
+        is_max = path == f"{_CONNTRACK}max"
+        if is_max and _is_read_only(SYS / path):
+            _LOG.warning(
+                "%s stays %d, not %d: only the first network namespace has a say", path, _read(SYS / path), value
+            )
+            continue
         write_if_different(SYS / path, value)
-        if path == f"{_CONNTRACK}max" and _read(HASH_SIZE) < value // 4:
+        if is_max and _read(HASH_SIZE) < value // 4:
             write_if_different(HASH_SIZE, value // 4)
 
 
@@ -87,6 +97,14 @@ def write_if_different(path: Path, value: int) -> None:
             path.write_text(str(value))
     except OSError as error:
         raise HostError(f"cannot set {path} to {value}: {error.strerror}") from error
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether the kernel lets nobody write it, root neither."""
+    try:
+        return not path.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> int:

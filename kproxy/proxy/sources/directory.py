@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from kproxy.api.field_errors import duplicate, required
 from kproxy.api.types import Object
 from kproxy.api.validation import prepare
 from kproxy.errors import Finding, UserError
@@ -76,7 +77,8 @@ def read_file(path: Path, known: Mapping[bytes, Read] | None = None) -> Contents
     text = path.read_bytes()
     if (plain := read_plain(text, known or {})) is not None:
         objects = {read.key: read.value for read in plain.values()}
-        return Contents(objects, set(), [], set(), is_broken=False, texts=plain if len(plain) > 1 else {})
+        if len(objects) == len(plain):
+            return Contents(objects, set(), [], set(), is_broken=False, texts=plain if len(plain) > 1 else {})
     return read_thoroughly(text, str(path))
 
 
@@ -94,11 +96,16 @@ def read_thoroughly(text: bytes, file: str) -> Contents:
         documents, findings = read(text, file, max_bytes=1 << 40)
         contents = Contents({}, set(), list(findings), set(), is_broken=bool(findings))
         for document in documents:
-            kind = str(document.obj.get("kind"))
-            if kind not in TYPES:
-                contents.passed_over.add(kind)
+            kind = document.obj.get("kind")
+            if not kind:
+                contents.findings += document.findings([required("kind")])
+                continue
+            if str(kind) not in TYPES:
+                contents.passed_over.add(str(kind))
                 continue
             obj, errors = prepare(document.obj, is_strict=False)
+            if not errors and key_of(obj) in contents.objects:
+                errors = [duplicate("metadata.name", obj["metadata"]["name"])]
             if errors:
                 contents.findings += document.findings(errors)
                 contents.bad |= _named(document.obj)
@@ -284,7 +291,11 @@ class DirectorySource:
         for key in before:
             self._holders[key].discard(name)
         for key in after:
-            self._holders.setdefault(key, set()).add(name)
+            holders = self._holders.setdefault(key, set())
+            if holders and key not in before:
+                others = ", ".join(sorted(holders))
+                _LOG.warning('%s: %s "%s" is also in %s: the first file counts', name, key.kind, _title(key), others)
+            holders.add(name)
         return dict.fromkeys((*before, *after))
 
     def _compare(self, touched: Iterable[ObjectKey]) -> Batch:
@@ -294,7 +305,8 @@ class DirectorySource:
             new = self._contents[min(holders)].objects[key] if holders else None
             old = self._objects.get(key)
             if new is None:
-                del self._holders[key], self._objects[key]
+                del self._holders[key]
+                self._objects.pop(key, None)
             else:
                 self._objects[key] = new
             if new is not old and new != old:
@@ -302,6 +314,10 @@ class DirectorySource:
         changes.sort(key=_comes)
         self._generation += bool(changes)
         return Batch(tuple(changes), dict.fromkeys(TYPES, self._generation))
+
+
+def _title(key: ObjectKey) -> str:
+    return f"{key.namespace}/{key.name}" if key.namespace else key.name
 
 
 def _comes(change: Change) -> bool:

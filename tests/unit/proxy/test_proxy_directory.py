@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from kproxy.proxy.changes import Batch, ObjectKey
 from kproxy.proxy.sources.directory import DirectorySource
 
 SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {clusterIP: %s, ports: [{port: 80}]}\n"
+PORT = {"port": 80}
 WEB = ObjectKey("Service", "default", "web")
 
 
@@ -70,6 +72,43 @@ def test_an_object_without_a_proper_name_is_only_named(
     assert {change.key.name for change in source.look(is_first=True).changes} == {"good"}
     source.look()
     assert len([record for record in caplog.records if "a.yaml:" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_of_two_documents_of_one_name_the_first_counts_and_the_other_is_named(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": ip, "ports": [PORT]}}
+        for ip in ("10.96.0.1", "10.96.0.2")
+    ]
+    as_list = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
+    text = "\n---\n".join(map(json.dumps, documents)) if suffix == "yaml" else as_list
+    put(tmp_path, f"a.{suffix}", text)
+    source = DirectorySource(tmp_path)
+    assert cluster_ip(source.look(is_first=True)) == "10.96.0.1"
+    assert 'metadata.name: Duplicate value: "web"' in caplog.text
+
+
+def test_an_object_of_two_files_is_named_once_and_the_first_file_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "b.yaml", SERVICE % ("web", "10.96.0.1"))
+    source = DirectorySource(tmp_path)
+    source.look(is_first=True)
+    put(tmp_path, "c.yaml", SERVICE % ("web", "10.96.0.2"))
+    batches = [source.look(), source.look(), source.look()]
+    assert [batch.changes for batch in batches] == [(), (), ()]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ['c.yaml: Service "default/web" is also in b.yaml: the first file counts']
+    (tmp_path / "b.yaml").unlink()
+    assert cluster_ip(source.look()) == "10.96.0.2"
+
+
+def test_a_document_without_a_kind_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "a.yaml", "metadata: {name: web}\n")
+    assert DirectorySource(tmp_path).look(is_first=True).changes == ()
+    assert "kind: Required value" in caplog.text
 
 
 def test_files_may_come_change_and_go(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
 from cli_support import Run
+
+from kproxy.cluster import layout
 
 WEB = """\
 apiVersion: v1
@@ -266,3 +269,16 @@ def test_tab_offers_what_there_is(run: Run, monkeypatch: pytest.MonkeyPatch, lin
     done = run()
     assert [word.partition(",")[2] for word in done.out.split()] == offered
     assert done.err == ""
+
+
+def test_a_control_plane_that_was_killed_is_named(run: Run) -> None:
+    api = layout.Layout("t").api_socket
+    api.unlink()
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(api))
+    assert api.exists()
+    done = run("get", "services")
+    assert (done.status, done.err) == (
+        1,
+        'error: lab "t" has no control plane running; `kproxy lab up --lab t` mends that\n',
+    )

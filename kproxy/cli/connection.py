@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -75,23 +73,13 @@ def connect(layout: Layout) -> Client:
     Raises:
         UserError: the lab has no control plane that listens.
     """
-    if not _listens(layout.api_socket):
+    if not layout.api_socket.exists():
         raise UserError(
             f'lab "{layout.lab}" has no control plane running; `kproxy lab up --lab {layout.lab}` mends that'
         )
     client = Client(layout.api_url)
     click.get_current_context().call_on_close(client.close)
     return client
-
-
-def _listens(path: Path) -> bool:
-    """Whether somebody listens at a unix socket: one that was killed leaves the file behind."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
 
 
 def lab_status(client: Client) -> LabStatus:

@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from kproxy.errors import ApiError, KproxyError
+from kproxy.errors import ApiError, HostError, KproxyError, Unreachable
 from netns.errors import NetnsError
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ def _run_click(argv: list[str]) -> int:
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
+    except Unreachable as error:
+        # These verbs speak with labs alone; a control plane that was killed has left its socket behind.
+        raise HostError(str(error), left="`kproxy lab up` starts a control plane that is gone") from error
     sys.stdout.flush()
     return status if isinstance(status, int) else 0
 

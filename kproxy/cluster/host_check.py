@@ -143,7 +143,7 @@ def _objection(tried: Mapping[str, RulesTried]) -> str:
     for family, one in tried.items():
         if not one.is_installed:
             return f"{FAMILY_TOOLS[family]}'s tools are not installed"
-        lacking = [f"{name} ({said})" for name, said in one.refused.items() if name not in _OPTIONAL]
+        lacking = [f"{name} ({said})" for name, said in one.without_consequences().items() if name not in _OPTIONAL]
         if lacking:
             return f"{family}: the kernel refused {', '.join(lacking[:2])}{' and more' if len(lacking) > 2 else ''}"
     return ""
@@ -204,18 +204,19 @@ def _rules(rules: Mapping[tuple[str, str], RulesTried], used: str) -> Iterator[C
         what = f"{FAMILY_TOOLS[family]}-{variant}"
         state = State.NOTE if used and used != variant else State.LIMITED
         effect = f"no lab with `--iptables-variant {variant}`"
-        lacking = [name for name in tried.refused if name not in _OPTIONAL]
+        refused = tried.without_consequences()
+        lacking = [name for name in refused if name not in _OPTIONAL]
         if not tried.is_installed:
             yield Condition(what, state, "not installed", effect, "apt-get install iptables")
         elif lacking:
-            detail = f"the kernel refused {', '.join(lacking)}: {tried.refused[lacking[0]]}"
+            detail = f"the kernel refused {', '.join(lacking)}: {refused[lacking[0]]}"
             remedy = f"modprobe {' '.join(dict.fromkeys(modules[name] for name in lacking))}; {_FULL_KERNEL}"
             yield Condition(what, state, detail, effect, remedy)
         else:
             yield Condition(what, State.OK)
-        for name in sorted(tried.refused.keys() & _OPTIONAL.keys()):
+        for name in sorted(refused.keys() & _OPTIONAL.keys()):
             detail, remedy = (
-                f"the kernel refused it: {tried.refused[name]}",
+                f"the kernel refused it: {refused[name]}",
                 f"modprobe {modules[name]}; {_FULL_KERNEL}",
             )
             yield Condition(f"{what}: {name}", state, detail, f"no {_OPTIONAL[name]}", remedy)

@@ -30,6 +30,11 @@ class Feature(NamedTuple):
     table: str
     rule: str
 
+    @property
+    def is_table(self) -> bool:
+        """Whether it is no more than the table itself."""
+        return self.name == f"table {self.table}"
+
 
 FEATURES: Final = (
     Feature("table filter", "iptable_filter", "filter", "-j RETURN"),
@@ -74,6 +79,12 @@ class RulesTried:
 
     is_installed: bool
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def without_consequences(self) -> Mapping[str, str]:
+        """What was refused, but for rules that had no table to go to."""
+        lost = {feature.table for feature in FEATURES if feature.name in self.refused and feature.is_table}
+        kept = {feature.name for feature in FEATURES if feature.is_table or feature.table not in lost}
+        return {name: said for name, said in self.refused.items() if name in kept}
 
 
 @dataclass(frozen=True)

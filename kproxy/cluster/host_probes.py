@@ -264,8 +264,11 @@ def _run(argv: Sequence[str], text: str = "", env: Mapping[str, str] | None = No
 
 
 def _telling(lines: Sequence[str]) -> str:
-    """The line of a tool's complaint that says why: tracebacks say it last, iptables tools first."""
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    """The line of a tool's complaint that says why: tracebacks say it last, iptables first but for modprobe's words."""
+    if lines[0].startswith("Traceback"):
+        return lines[-1]
+    own = [line for line in lines if not line.startswith("modprobe:")]
+    return (own or lines)[0]
 
 
 # ----- around the namespace

@@ -89,11 +89,7 @@ LACKS: list[tuple[str, dict[str, Any], dict[str, State]]] = [
     (
         "the legacy tables",
         {"rules": rules(legacy=NO_TABLES)},
-        {"iptables": State.NOTE, **{
-            f"{tool}-legacy{feature}": State.NOTE
-            for tool in ("iptables", "ip6tables")
-            for feature in ("", ": match recent", ": match sctp")
-        }},
+        {"iptables": State.NOTE, "iptables-legacy": State.NOTE, "ip6tables-legacy": State.NOTE},
     ),
     (
         "iptables",
@@ -171,6 +167,14 @@ def test_the_variant_is_chosen_for_a_reason(
     wanted: str, tried: dict[str, RulesTried], expected: tuple[str, str]
 ) -> None:
     assert host_check.choose_variant(rules(**tried), Needs(variant=wanted)) == expected
+
+
+def test_a_table_that_is_missing_is_named_and_not_what_would_be_in_it() -> None:
+    lacking = {feature.name: "no" for feature in FEATURES if feature.table == "nat"}
+    report = judge(replace(COMPLETE, rules=rules(legacy=RulesTried(True, {**lacking, "target REJECT": "no"}))), Needs())
+    said = next(one.detail for one in report.conditions if one.what == "iptables-legacy")
+    assert said == "the kernel refused table nat, target REJECT: no"
+    assert report.why == "legacy cannot be used (IPv4: the kernel refused table nat (no), target REJECT (no))"
 
 
 def test_what_the_kernel_loaded_is_listed() -> None:

@@ -109,7 +109,11 @@ class Proof:
 
 def is_kept(promise: Promise, seen: Seen) -> bool:
     """Whether what was seen is what was promised: all of it, and nothing else."""
-    if seen.verdict is not promise.verdict or seen.notes or not set(seen.lost) <= set(promise.lost):
+    if seen.notes or not set(seen.lost) <= set(promise.lost):
+        return False
+    if promise.is_sticky and promise.answers and seen.verdict is Verdict.DROPPED:
+        return len(seen.lost) == 1  # the one endpoint that this client sticks to is one whose answers are lost
+    if seen.verdict is not promise.verdict:
         return False
     if promise.is_sticky and promise.answers:
         return len({answer.endpoint for answer in seen.answers}) == 1 and set(seen.answers) <= set(promise.answers)

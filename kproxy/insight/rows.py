@@ -24,6 +24,8 @@ from kproxy.insight.oracle import (
 )
 
 FAMILIES = {"IPv4": 4, "IPv6": 6}
+PROTOCOLS = ("TCP", "UDP")
+"""What packets are sent of; ports of another protocol have no rows."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def rows(view: ClusterView, services: Iterable[Service]) -> tuple[Row, ...]:
         for service in services
         if is_proxied(service)
         for port in service.spec.ports
+        if port.protocol in PROTOCOLS
         for family in families(service)
         for standing in standings(view, backends(view, service, port, family), family)
         for frontend in frontends(view, service, port, family)

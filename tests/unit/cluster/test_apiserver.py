@@ -493,6 +493,7 @@ WARNINGS = [
     ("echo", full(pod("p"), "Pod"), "runs as the built-in echo server: c (e)"),
     ("no effect", full(pod("p", hostAliases=[]), "Pod"), "no effect here: spec.hostAliases"),
     ("external IPs", full(service(externalIPs=["1.2.3.4"])), "spec.externalIPs is deprecated"),
+    ("SCTP", full(service(ports=[{"port": 80, "protocol": "SCTP"}])), "SCTP ports are programmed, but"),
     ("status", full(service() | {"status": {"loadBalancer": {}}}), "status is not applied"),
 ]
 

@@ -167,6 +167,11 @@ def test_services_without_a_cluster_ip_have_no_rows(spec: dict[str, Any]) -> Non
     assert rows(view, view.services) == ()
 
 
+def test_ports_of_a_protocol_that_nobody_sends_have_no_rows() -> None:
+    view = world(web(port={"protocol": "SCTP"}), (A, B), endpoints(A))
+    assert rows(view, view.services) == ()
+
+
 def test_a_host_network_pod_is_an_endpoint_but_no_place() -> None:
     host = PodView("default", "host", "node1", ("192.168.1.2",), True)
     view = world(web(), (host, A), endpoints(A))

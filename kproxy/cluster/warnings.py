@@ -44,7 +44,9 @@ def of_document(kind: Kind, document: Object) -> Iterator[str]:
         yield f"no effect here: {', '.join(idle)}"
     if document.get("status") and kind is SERVICE:
         yield "status is not applied: it belongs to the cluster (patch the status subresource to set it)"
-    if kind is SERVICE and any(port.get("protocol") == "SCTP" for port in (document.get("spec") or {}).get("ports") or ()):
+    if kind is SERVICE and any(
+        port.get("protocol") == "SCTP" for port in (document.get("spec") or {}).get("ports") or ()
+    ):
         yield "SCTP ports are programmed, but no echo server answers there, and verify passes them over"
 
 

@@ -62,6 +62,8 @@ _FIRST_STATUS: Mapping[Kind, Object] = {
 }
 _SERVER_METADATA = ("uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds")
 _ALLOCATED = ("spec.clusterIP", "spec.ipFamil", "spec.healthCheckNodePort")
+_SPARABLE = ("spec.", "metadata.annotations", "metadata.labels")
+"""Fields that may be of a wrong type, and the object still has a kind and a name by which to look at the rest."""
 _GENERATED_NAME_TRIES = 8
 _LONGEST_GRACE = 2**31 - 1  # seconds; more than a date can hold is a mistake anyway
 
@@ -445,7 +447,7 @@ class _Apply:
         kind = _kind_of(obj)
         if kind is None:
             errors = errors or [FieldError("kind", NOT_FOUND, obj["kind"], "the lab's API does not serve this kind")]
-        if kind is None or _is_ill_typed(error for error in errors if not error.field.startswith("spec.")):
+        if kind is None or _is_ill_typed(error for error in errors if not error.field.startswith(_SPARABLE)):
             self._blame(index, errors)
             return None
         obj = _with_default_namespace(kind, obj)

@@ -136,6 +136,14 @@ def test_a_document_of_a_name_used_before_tells_its_other_errors(
     assert done.err.removeprefix("error: ").splitlines() == [DUPLICATE, *findings]
 
 
+@pytest.mark.parametrize("wrong", ["annotations: {a: 1}", "labels: {a: 1}", "labels: {a: {b: c}}"])
+def test_metadata_of_a_wrong_type_hides_no_other_error(run: Run, wrong: str) -> None:
+    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: web, {wrong}}}\nspec: {{type: 7up, ports: [{{port: 80}}]}}\n"
+    first, second = run("apply", "-f", "-", stdin=text).err.removeprefix("error: ").splitlines()
+    assert first.startswith(f"-:3: {HERE}metadata.{wrong.partition(':')[0]}.a: Invalid value: ")
+    assert second.startswith(f"-:4: {HERE}spec.type: Unsupported value: ")
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("0", []), ("0s", []), ("2", [2]), ("0.5", [0.5]), ("50ms", [0.05]), ("1m0.5s", [60.5])]
 )

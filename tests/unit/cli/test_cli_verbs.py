@@ -138,7 +138,9 @@ def test_a_document_of_a_name_used_before_tells_its_other_errors(
 
 @pytest.mark.parametrize("wrong", ["annotations: {a: 1}", "labels: {a: 1}", "labels: {a: {b: c}}"])
 def test_metadata_of_a_wrong_type_hides_no_other_error(run: Run, wrong: str) -> None:
-    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: web, {wrong}}}\nspec: {{type: 7up, ports: [{{port: 80}}]}}\n"
+    text = (
+        f"apiVersion: v1\nkind: Service\nmetadata: {{name: web, {wrong}}}\nspec: {{type: 7up, ports: [{{port: 80}}]}}\n"
+    )
     first, second = run("apply", "-f", "-", stdin=text).err.removeprefix("error: ").splitlines()
     assert first.startswith(f"-:3: {HERE}metadata.{wrong.partition(':')[0]}.a: Invalid value: ")
     assert second.startswith(f"-:4: {HERE}spec.type: Unsupported value: ")

@@ -284,8 +284,7 @@ def _child(start: _Start, gate: int, failure: int) -> NoReturn:
             os._exit(_EXIT_CANNOT_RUN)  # who started us died before we were on record
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program inherits that
-            signal.signal(number, signal.SIG_DFL)
+        _let_signals_be_heard()
         if start.ns is not None:
             enter(start.ns)
         _arrange_descriptors(start)
@@ -336,6 +335,13 @@ def _become(uid: int | None, gid: int | None) -> None:
 def _read_all(fd: int) -> str:
     with os.fdopen(fd, "rb") as file:
         return file.read().decode(errors="replace")
+
+
+def _let_signals_be_heard() -> None:
+    """Ignored signals stay ignored in a program: Python ignores some, nohup and a shell's background jobs others."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _signal(fds: Iterable[int], number: signal.Signals) -> None:

@@ -64,6 +64,7 @@ def run(program: str, name: str, crash_at: str) -> int:
         text=True,
         check=False,
     )
+    sys.stderr.write(done.stderr)  # shown when the test fails
     return done.returncode
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY
+from socketserver import TCPServer
 from urllib.parse import urlsplit
 
 import msgspec
@@ -38,6 +39,9 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # http.server's own asks DNS for this host's name, which may take its time
 
     def handle_error(self, request: object, client_address: object) -> None:
         # a client that hangs up while it waits is no news; http.server would print a traceback

@@ -3,7 +3,8 @@
     sudo python tests/bench/proxy_cost.py [--services 1000] [--endpoints 10] [--rounds 5] [--files one|many]
 
 *start*: from the start of `kproxy proxy --manifests DIR` until it says that all rules are in; beside it
-iptables-legacy-restore of the same text into empty tables. *flip*: from the rename that puts a file in place, in which
+iptables-legacy-restore of the same text into empty tables. *sync*: the first full sync alone, as the proxy's own metric
+has it, beside the same. *flip*: from the rename that puts a file in place, in which
 one endpoint of one Service is another one, until the proxy says that the kernel has it; beside it
 iptables-legacy-restore of the same text into the same tables. Measured in turns, in one namespace. The texts are
 recorded in a run of its own, by a tool that stands before the real one. After every measurement of the proxy the kernel
@@ -157,14 +158,15 @@ class Bench:
 
     def measure(self, full: Path, changed: Path, rounds: int) -> dict[str, list[float]]:
         """Seconds of each kind, taken in turns."""
-        taken: dict[str, list[float]] = {"start": [], "bare start": [], "flip": [], "bare flip": []}
+        taken: dict[str, list[float]] = {"start": [], "sync": [], "bare": [], "flip": [], "bare flip": []}
         for _ in range(rounds):
             self._empty()
-            taken["bare start"].append(self._timed(lambda: self._restore(full)))
+            taken["bare"].append(self._timed(lambda: self._restore(full)))
             self._empty()
             started = time.monotonic()
             with self._proxy():
                 taken["start"].append(time.monotonic() - started)
+                taken["sync"].append(self._sync_seconds())
                 for number in range(FLIPS):
                     is_changed = number % 2 == 0
                     taken["flip"].append(self._flip(is_changed=is_changed))
@@ -248,19 +250,27 @@ class Bench:
                 sys.exit(f"nothing within {PATIENCE} s: {(FOLDER / 'proxy.log').read_text()}")
 
     def _programmed(self) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", 10256)
+        answer = self._get(10256, f"/programmed?resourceVersion={self._version}&timeoutSeconds={PATIENCE}")
+        return int(json.loads(answer)["resourceVersion"])
+
+    def _sync_seconds(self) -> float:
+        name = 'kubeproxy_sync_full_proxy_rules_duration_seconds_sum{ip_family="IPv4"}'
+        return next(float(line.split()[-1]) for line in self._get(10249, "/metrics").splitlines() if name in line)
+
+    def _get(self, port: int, path: str) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
         with socket_in(self._namespace, socket.AF_INET, socket.SOCK_STREAM) as sock:
-            sock.connect(("127.0.0.1", 10256))
+            sock.connect(("127.0.0.1", port))
             connection.sock = sock
-            connection.request("GET", f"/programmed?resourceVersion={self._version}&timeoutSeconds={PATIENCE}")
-            return int(json.loads(connection.getresponse().read())["resourceVersion"])
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
 
 
 def show(taken: dict[str, list[float]]) -> None:
     """Prints medians, and the median of the ratios of what was measured one after the other."""
     print(f"{'':>6} {'proxy':>9} {'bare':>9} {'ratio':>7}   (ms, medians)")  # noqa: T201
-    for what in ("start", "flip"):
-        proxy, bare = taken[what], taken[f"bare {what}"]
+    for what, beside in (("start", "bare"), ("sync", "bare"), ("flip", "bare flip")):
+        proxy, bare = taken[what], taken[beside]
         ratio = statistics.median(one / other for one, other in zip(proxy, bare, strict=True))
         mine, its = (statistics.median(seconds) * 1000 for seconds in (proxy, bare))
         print(f"{what:>6} {mine:>9.1f} {its:>9.1f} {ratio:>7.2f}")  # noqa: T201

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig
+from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig, ProxyConfig
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.pod_processes import ForkServer
 from kproxy.errors import AlreadyExists, HostError, KproxyError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kproxy.cluster.controllers.manager import ControllerManager
     from kproxy.cluster.controllers.node_agent import NodeAgent
     from kproxy.cluster.controllers.node_proxy import NodeProxies
-    from kproxy.cluster.status import LabStatus, NodeStatus, ProcessStatus
+    from kproxy.cluster.status import LabStatus, NodeStatus, ProcessStatus, ProxySettings
 
 _LOG = logging.getLogger(__name__)
 ROLE: Final = "control-plane"
@@ -238,6 +238,7 @@ class ControlPlane:
         from kproxy.cluster import status, topology
 
         config = self._config
+        told = self._proxy_settings(config.nodes[0], config.proxy)
         return status.LabStatus(
             name=config.name,
             ip_families=config.ip_families,
@@ -259,9 +260,9 @@ class ControlPlane:
             pods=self._agent.pods() if self._agent is not None else (),
             processes=tuple(self._process_statuses()),
             proxy=status.ProxyStatus(
-                cluster_cidrs=config.pod_networks,
-                masquerade_all=config.proxy.flags.get("masquerade-all", "false") in ("", "true"),
-                detect_local_mode=config.proxy.flags.get("detect-local-mode", "ClusterCIDR"),
+                cluster_cidrs=told.cluster_cidrs,
+                masquerade_all=told.masquerade_all,
+                detect_local_mode=told.detect_local_mode,
                 variant=self._variant,
             ),
             api_socket=str(self._layout.api_socket),
@@ -279,7 +280,15 @@ class ControlPlane:
             pod_cidrs=node.pod_cidrs,
             proxy="kproxy" if has_proxy else "none",
             ready=not has_proxy or (self._proxies is not None and self._proxies.is_programmed(node.name)),
+            proxy_settings=self._proxy_settings(node, node.proxy) if has_proxy else None,
         )
+
+    def _proxy_settings(self, node: NodeConfig, proxy: ProxyConfig) -> ProxySettings:
+        from kproxy.cluster.controllers import node_proxy
+        from kproxy.cluster.proxy_settings import effective
+
+        flagged = msgspec.structs.replace(node, proxy=proxy)
+        return effective(node_proxy.flags(self._config, flagged, self._layout, self._variant), node.addresses)
 
     def _process_statuses(self) -> Sequence[ProcessStatus]:
         from kproxy.cluster.status import ProcessStatus

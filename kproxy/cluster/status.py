@@ -16,6 +16,27 @@ class RouterStatus(Part, frozen=True):
     addresses: tuple[str, ...]
 
 
+class ProxySettings(Part, frozen=True):
+    """How one proxy works, after defaults and all flags; names are those of KubeProxyConfiguration.
+
+    Attributes:
+        cluster_cidrs: with ClusterCIDR the first of a family counts; without one pods are not told from others.
+        pod_bridge_interface: where packets of pods come in, with BridgeInterface.
+        pod_interface_name_prefix: how that interface's name begins, with InterfaceNamePrefix.
+        node_port_addresses: networks of the addresses on which node ports answer, `primary` spelt out; a family of
+            which there is none answers on all of its addresses.
+        localhost_node_ports: node ports answer on 127.0.0.1 too.
+    """
+
+    detect_local_mode: str
+    cluster_cidrs: tuple[str, ...] = msgspec.field(name="clusterCIDRs")
+    pod_bridge_interface: str
+    pod_interface_name_prefix: str
+    masquerade_all: bool
+    node_port_addresses: tuple[str, ...]
+    localhost_node_ports: bool
+
+
 class NodeStatus(Part, frozen=True):
     """One node.
 
@@ -24,6 +45,7 @@ class NodeStatus(Part, frozen=True):
         addresses: one a family, primary family first.
         proxy: `kproxy`, or `none` where another proxy may run.
         ready: its proxy has programmed something and runs; always true without our proxy.
+        proxy_settings: how its proxy works; None without our proxy.
     """
 
     name: str
@@ -33,6 +55,7 @@ class NodeStatus(Part, frozen=True):
     pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs")
     proxy: str
     ready: bool
+    proxy_settings: ProxySettings | None = None
 
 
 class ClientStatus(Part, frozen=True):
@@ -88,7 +111,7 @@ class ProcessStatus(Part, frozen=True):
 
 
 class ProxyStatus(Part, frozen=True):
-    """What the lab's proxies were told.
+    """What the lab's proxies were told; nodes with flags of their own say in their `proxySettings` what that comes to.
 
     Attributes:
         variant: `legacy` or `nft`: the iptables variant all nodes use.

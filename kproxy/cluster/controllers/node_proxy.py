@@ -40,9 +40,9 @@ POLL: Final = 0.01
 """Seconds between two tries to reach a proxy that does not listen yet."""
 
 
-def arguments(config: ClusterConfig, node: NodeConfig, layout: Layout, variant: str) -> list[str]:
-    """The command line of a node's proxy; what the cluster file says comes last and stands."""
-    flags = {
+def flags(config: ClusterConfig, node: NodeConfig, layout: Layout, variant: str) -> dict[str, str]:
+    """The flags of a node's proxy, without the dashes; what the cluster file says comes last and stands."""
+    return {
         "master": layout.api_url,
         "hostname-override": node.name,
         "cluster-cidr": ",".join(config.pod_networks),
@@ -54,7 +54,11 @@ def arguments(config: ClusterConfig, node: NodeConfig, layout: Layout, variant: 
         "oom-score-adj": Path("/proc/self/oom_score_adj").read_text(encoding="ascii").strip(),
         **node.proxy.flags,
     }
-    return ["proxy", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def arguments(config: ClusterConfig, node: NodeConfig, layout: Layout, variant: str) -> list[str]:
+    """The command line of a node's proxy."""
+    return ["proxy", *(f"--{name}={value}" for name, value in flags(config, node, layout, variant).items())]
 
 
 def programmed(layout: Layout, node: str, *, version: str = "0", seconds: float = 0.0) -> dict[str, Any]:

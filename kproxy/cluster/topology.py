@@ -97,7 +97,7 @@ def infrastructure(config: ClusterConfig) -> Topology:
 def pod_parts(config: ClusterConfig, namespace: str, name: str, node: str) -> Topology:
     """What goes when a pod goes: its namespace and its link."""
     inside = pod_namespace_name(config, namespace, name)
-    outside = End(namespace_name(config, node), _pod_port(namespace, name))
+    outside = End(namespace_name(config, node), pod_port(namespace, name))
     return Topology(
         namespaces=(NamespaceSpec(inside, Role.POD),),
         veths=(VethSpec(End(inside, UPLINK), outside, mtu=pod_mtu(config)),),
@@ -105,7 +105,8 @@ def pod_parts(config: ClusterConfig, namespace: str, name: str, node: str) -> To
     )
 
 
-def _pod_port(namespace: str, name: str) -> str:
+def pod_port(namespace: str, name: str) -> str:
+    """The interface at the node's end of a pod's link."""
     return derived_name("veth", namespace, name)
 
 
@@ -114,7 +115,7 @@ def pod(config: ClusterConfig, place: PodPlace) -> Topology:
     node = config.node(place.node)
     inside = pod_namespace_name(config, place.namespace, place.name)
     outside = namespace_name(config, node.name)
-    ifname = _pod_port(place.namespace, place.name)
+    ifname = pod_port(place.namespace, place.name)
     addresses: list[AddressSpec] = []
     routes: list[RouteSpec] = []
     for address, pod_cidr in zip(place.addresses, node.pod_cidrs, strict=True):

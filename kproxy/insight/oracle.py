@@ -10,13 +10,16 @@ Two facts of the kernel belong to the promise, because no rule of a node proxy c
   answers it directly, from an address that was never dialled: such endpoints are ``lost``.
 * kube-proxy rejects external and load balancer addresses without endpoints in INPUT and FORWARD only. The node itself
   sends such a packet along its default route, and what happens there is what it gets.
+
+A node without a proxy has no frontends: a node port there is a port on which nobody listens, and packets for any other
+frontend take its default route, pods' with the node's address, as packets to the outside do.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -24,6 +27,9 @@ from kproxy.api.types import EndpointSlice, Service, ServicePort, SliceEndpoint,
 
 KEPT = "kept"
 """The endpoint saw the address that the client sent from."""
+
+FAMILY_WITH_MARTIANS = 4
+"""Linux drops IPv4 packets that come in with an address of its own as their source; IPv6 it takes."""
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
@@ -56,12 +62,35 @@ class FrontendKind(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class ProxyView:
+    """How a node's proxy is configured, as kube-proxy's flags have it.
+
+    Attributes:
+        detect_local_mode: --detect-local-mode.
+        cluster_cidrs: --cluster-cidr; of each family the first counts, and without one there is no detector.
+        pod_bridge_interface: --pod-bridge-interface.
+        pod_interface_name_prefix: --pod-interface-name-prefix.
+        masquerade_all: --masquerade-all.
+        node_port_addresses: --nodeport-addresses as networks; a family that has none answers on all addresses.
+    """
+
+    detect_local_mode: str = "ClusterCIDR"
+    cluster_cidrs: tuple[str, ...] = ()
+    pod_bridge_interface: str = ""
+    pod_interface_name_prefix: str = ""
+    masquerade_all: bool = False
+    node_port_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NodeView:
     """A node; of addresses and networks the first of a family counts.
 
     Attributes:
         zone: empty when it has none.
         tunnel_addresses: what it calls itself on the way to other nodes' pods, where that is not the node network.
+        uplink: the interface by which packets from elsewhere come in.
+        proxy: how its proxy is configured; None when it has none.
     """
 
     name: str
@@ -69,17 +98,24 @@ class NodeView:
     pod_cidrs: tuple[str, ...]
     zone: str = ""
     tunnel_addresses: tuple[str, ...] = ()
+    uplink: str = "eth0"
+    proxy: ProxyView | None = field(default_factory=ProxyView)
 
 
 @dataclass(frozen=True)
 class PodView:
-    """A pod that has addresses; with host_network these are its node's."""
+    """A pod that has addresses; with host_network these are its node's.
+
+    Attributes:
+        interface: the one at its node by which its packets come in.
+    """
 
     namespace: str
     name: str
     node: str
     addresses: tuple[str, ...]
     host_network: bool = False
+    interface: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,13 +137,7 @@ class ExternalRoute:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """Everything that a promise depends on.
-
-    Attributes:
-        detect_local_mode: kube-proxy's --detect-local-mode.
-        cluster_cidrs: kube-proxy's --cluster-cidr; empty with ClusterCIDR means that there is no detector.
-        masquerade_all: kube-proxy's --masquerade-all.
-    """
+    """Everything that a promise depends on."""
 
     services: tuple[Service, ...]
     slices: tuple[EndpointSlice, ...]
@@ -115,9 +145,6 @@ class ClusterView:
     pods: tuple[PodView, ...]
     clients: tuple[ClientView, ...] = ()
     external_routes: tuple[ExternalRoute, ...] = ()
-    detect_local_mode: str = "ClusterCIDR"
-    cluster_cidrs: tuple[str, ...] = ()
-    masquerade_all: bool = False
 
     @cached_property
     def node_by_name(self) -> dict[str, NodeView]:
@@ -145,6 +172,7 @@ class Place:
         is_pod: it has a network of its own behind ``node``.
         addresses: what it sends from, one a family.
         routes: what it can send to, outside only.
+        interface: the one at its node by which its packets come in, pods only.
     """
 
     client: str
@@ -152,6 +180,7 @@ class Place:
     is_pod: bool
     addresses: tuple[str, ...]
     routes: tuple[str, ...] = ()
+    interface: str = ""
 
     def address(self, family: int) -> str | None:
         """The address of that IP version (4 or 6), or None."""
@@ -207,13 +236,17 @@ class Promise:
     Attributes:
         answers: every endpoint that a connection may end at, each of which must be seen unless ``is_sticky``.
         lost: endpoints that get packets but whose answers never arrive as answers.
+        unreached: endpoints that are chosen too, but whose node takes no packets of this source from elsewhere.
         is_sticky: session affinity: one client sees one endpoint of ``answers``.
+        is_closed: refused because nobody listens, and not by a rule: TCP gets a RST.
     """
 
     verdict: Verdict
     answers: tuple[Answer, ...] = ()
     lost: tuple[str, ...] = ()
     is_sticky: bool = False
+    is_closed: bool = False
+    unreached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -319,16 +352,35 @@ def promise(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
     node = translator(view, place, frontend)
     if node is None:
         return Promise(Verdict.NO_ROUTE)
+    if node.proxy is None:
+        return _unserved(node, frontend)
+    return _served(view, _flow(view, place, source, node, frontend), node.proxy)
+
+
+def _served(view: ClusterView, flow: _Flow, proxy: ProxyView) -> Promise:
+    """What a node with a proxy makes of a packet."""
+    frontend = flow.frontend
     candidates = backends(view, frontend.service, frontend.service_port, frontend.family)
-    selection = select(candidates, node)
+    selection = select(candidates, flow.node)
     if not selection.has_any:
-        return _no_endpoints(view, place, frontend, node)
-    if frontend.kind is FrontendKind.LOAD_BALANCER and not _in_source_ranges(frontend.service, source):
+        return _no_endpoints(view, flow)
+    if frontend.kind is FrontendKind.LOAD_BALANCER and not _in_source_ranges(frontend.service, flow.source):
         return Promise(Verdict.DROPPED)
-    chosen, masquerades = _traffic_policy(view, place, frontend, node, selection)
+    if frontend.kind is FrontendKind.NODE_PORT and not _has_node_ports(proxy, frontend):
+        # What drops packets under a local policy goes by the port alone, on whichever of the node's addresses.
+        is_dropped = frontend.service.spec.external_traffic_policy == "Local" and not selection.local
+        return Promise(Verdict.DROPPED) if is_dropped else Promise(Verdict.REFUSED, is_closed=True)
+    chosen, masquerades = _traffic_policy(flow, proxy, selection)
     if not chosen:
         return Promise(Verdict.DROPPED)
-    return _through(view, _Flow(place, source, node, masquerades, frontend), chosen)
+    return _through(view, flow, chosen, masquerades=masquerades)
+
+
+def _unserved(node: NodeView, frontend: Frontend) -> Promise:
+    """Its own address has nobody on the port; any other packet it and the router send to each other until it dies."""
+    if frontend.address in node.addresses:
+        return Promise(Verdict.REFUSED, is_closed=True)
+    return Promise(Verdict.DROPPED)
 
 
 # -- which endpoints ---------------------------------------------------------------------------------------------
@@ -371,36 +423,42 @@ def _near(ready: tuple[Backend, ...], node: NodeView) -> tuple[Backend, ...]:
     return ready
 
 
-def _traffic_policy(
-    view: ClusterView, place: Place, frontend: Frontend, node: NodeView, selection: Selection
-) -> tuple[tuple[Backend, ...], bool]:
+def _traffic_policy(flow: _Flow, proxy: ProxyView, selection: Selection) -> tuple[tuple[Backend, ...], bool]:
     """The endpoints for this traffic, and whether the client's address is rewritten for all of them."""
-    spec = frontend.service.spec
-    is_internal = _is_known_as_local(view, place, node, frontend.family)
-    if frontend.kind is FrontendKind.CLUSTER_IP:
+    spec = flow.frontend.service.spec
+    is_internal = _is_known_as_local(flow, proxy)
+    if flow.frontend.kind is FrontendKind.CLUSTER_IP:
         chosen = selection.local if spec.internal_traffic_policy == "Local" else selection.cluster
-        return chosen, view.masquerade_all or is_internal is False
+        return chosen, proxy.masquerade_all or is_internal is False
     if spec.external_traffic_policy != "Local":
         return selection.cluster, True
     if is_internal:
         return selection.cluster, False
-    if _is_the_node(place, node):
+    if _is_the_node(flow.place, flow.node):
         return selection.cluster, True
     return selection.local, False
 
 
-def _is_known_as_local(view: ClusterView, place: Place, node: NodeView, family: int) -> bool | None:
+def _is_known_as_local(flow: _Flow, proxy: ProxyView) -> bool | None:
     """Whether the node's local detector takes the client for a pod; None without a detector."""
-    source = place.address(family) or ""
-    match view.detect_local_mode:
-        case "ClusterCIDR":
-            cidrs = view.cluster_cidrs
+    interface = _came_in_by(flow.place, flow.node)
+    match proxy.detect_local_mode:
+        case "BridgeInterface":
+            return interface == proxy.pod_bridge_interface
+        case "InterfaceNamePrefix":
+            return interface is not None and interface.startswith(proxy.pod_interface_name_prefix)
         case "NodeCIDR":
-            cidrs = node.pod_cidrs
-        case _:  # BridgeInterface, InterfaceNamePrefix: the interfaces of this node's own pods
-            return place.is_pod and place.node == node.name
-    cidr = next((cidr for cidr in cidrs if ip_network(cidr).version == family), None)
-    return None if cidr is None else _in(source, cidr)
+            cidrs = flow.node.pod_cidrs
+        case _:
+            cidrs = proxy.cluster_cidrs
+    cidr = next((cidr for cidr in cidrs if ip_network(cidr).version == flow.frontend.family), None)
+    return None if cidr is None else _in(flow.source, cidr)
+
+
+def _has_node_ports(proxy: ProxyView, frontend: Frontend) -> bool:
+    """Whether node ports answer on the dialled address."""
+    chosen = [cidr for cidr in proxy.node_port_addresses if ip_network(cidr).version == frontend.family]
+    return not chosen or _covers(chosen, frontend.address)
 
 
 def _in_source_ranges(service: Service, source: str) -> bool:
@@ -414,13 +472,38 @@ def _in_source_ranges(service: Service, source: str) -> bool:
 
 @dataclass(frozen=True)
 class _Flow:
-    """A connection that ``node`` rewrites: from where, sent from which address, to what."""
+    """A connection that ``node`` rewrites.
+
+    Attributes:
+        sent_from: the client's address.
+        source: what is in its place when the packet comes to the node.
+        hops: routers before the packet enters the node.
+    """
 
     place: Place
+    sent_from: str
     source: str
+    hops: int
     node: NodeView
-    masquerades: bool
     frontend: Frontend
+
+
+def _flow(view: ClusterView, place: Place, sent_from: str, node: NodeView, frontend: Frontend) -> _Flow:
+    """How a packet comes to the node that rewrites it."""
+    hops = _hops_to_node(place, node)
+    is_own = place.node is None or place.node == node.name
+    if is_own or frontend.address in node.addresses:
+        return _Flow(place, sent_from, sent_from, hops, node, frontend)
+    # By the default route of a node without a proxy, as packets to the outside go.
+    egress = first_of_family(view.node_by_name[place.node or ""].addresses, frontend.family) if place.is_pod else None
+    return _Flow(place, sent_from, egress or sent_from, hops + 1, node, frontend)
+
+
+def _came_in_by(place: Place, node: NodeView) -> str | None:
+    """The node's interface by which packets from ``place`` come in; None for its own packets."""
+    if place.node != node.name:
+        return node.uplink
+    return place.interface if place.is_pod else None
 
 
 def _is_the_node(place: Place, node: NodeView) -> bool:
@@ -439,20 +522,25 @@ def _arrival(view: ClusterView, address: str) -> NodeView | None:
 
 
 def translator(view: ClusterView, place: Place, frontend: Frontend) -> NodeView | None:
-    """The node whose proxy rewrites a packet from ``place`` to ``frontend``; None if it reaches none."""
-    if place.node is None:
-        return _arrival(view, frontend.address)
+    """The node whose proxy, if any, rewrites a packet from ``place`` to ``frontend``; None if it comes to no node."""
     if frontend.kind is FrontendKind.NODE_PORT:
         return view.node_by_name[frontend.node]
-    return view.node_by_name[place.node]
+    own = view.node_by_name[place.node] if place.node else None
+    return own if own is not None and own.proxy is not None else _arrival(view, frontend.address)
 
 
-def _no_endpoints(view: ClusterView, place: Place, frontend: Frontend, node: NodeView) -> Promise:
+def _no_endpoints(view: ClusterView, flow: _Flow) -> Promise:
     """Refused; the node itself asks its default route about addresses that are neither cluster IPs nor its own."""
+    frontend, node = flow.frontend, flow.node
     is_own = frontend.kind is FrontendKind.CLUSTER_IP or frontend.address in node.addresses
-    if is_own or not _is_the_node(place, node):
+    if is_own or not _is_the_node(flow.place, node):
         return Promise(Verdict.REFUSED)
-    return Promise(Verdict.REFUSED if _arrival(view, frontend.address) else Verdict.NO_ROUTE)
+    next_node = _arrival(view, frontend.address)
+    if next_node is None:
+        return Promise(Verdict.NO_ROUTE)
+    if next_node.name == node.name and frontend.family == FAMILY_WITH_MARTIANS:
+        return Promise(Verdict.DROPPED)
+    return Promise(Verdict.REFUSED) if next_node.proxy is not None else _unserved(next_node, frontend)
 
 
 def _direct(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
@@ -467,23 +555,32 @@ def _direct(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
     return Promise(Verdict.ANSWERED, (Answer(frontend.text, KEPT, hops),))
 
 
-def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...]) -> Promise:
+def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...], *, masquerades: bool) -> Promise:
     answers: list[Answer] = []
     lost: list[str] = []
+    unreached: list[str] = []
     for backend in chosen:
         where = _where(view, backend.address)
         if where is None:
             continue
-        source = _source_seen(flow, backend, *where)
+        source = _source_seen(flow, backend, *where, masquerades=masquerades)
+        if source == flow.source and _is_martian(flow, where[0]):
+            unreached.append(backend.text)
+            continue
         if source == flow.source and not _returns(flow, where[0]):
             lost.append(backend.text)
             continue
-        seen = KEPT if source == flow.source else source
+        seen = KEPT if source == flow.sent_from else source
         answers.append(Answer(backend.text, seen, _hops(flow, *where)))
     is_sticky = flow.frontend.service.spec.session_affinity == "ClientIP"
-    if answers:
-        return Promise(Verdict.ANSWERED, tuple(sorted(answers)), tuple(lost), is_sticky)
-    return Promise(Verdict.DROPPED if lost else Verdict.NO_ROUTE, lost=tuple(lost))
+    silent = Verdict.DROPPED if lost or unreached else Verdict.NO_ROUTE
+    return Promise(
+        verdict=Verdict.ANSWERED if answers else silent,
+        answers=tuple(sorted(answers)),
+        lost=tuple(lost),
+        is_sticky=is_sticky and bool(answers),
+        unreached=tuple(unreached),
+    )
 
 
 def _where(view: ClusterView, address: str) -> tuple[NodeView, bool] | None:
@@ -495,10 +592,10 @@ def _where(view: ClusterView, address: str) -> tuple[NodeView, bool] | None:
     return None if node is None else (node, False)
 
 
-def _source_seen(flow: _Flow, backend: Backend, node: NodeView, is_pod: bool) -> str:
+def _source_seen(flow: _Flow, backend: Backend, node: NodeView, is_pod: bool, *, masquerades: bool) -> str:
     """The address that the endpoint sees the client at."""
     is_hairpin = flow.source == backend.address
-    if not (flow.masquerades or is_hairpin):
+    if not (masquerades or is_hairpin):
         return flow.source
     family = ip_address(backend.address).version
     if node.name == flow.node.name:
@@ -510,6 +607,12 @@ def _source_seen(flow: _Flow, backend: Backend, node: NodeView, is_pod: bool) ->
     return towards_pods or first_of_family(flow.node.addresses, family) or flow.source
 
 
+def _is_martian(flow: _Flow, endpoint_node: NodeView) -> bool:
+    """Whether the endpoint's node sees its own address as the source of a packet that comes from another node."""
+    is_own = flow.node.name != endpoint_node.name and flow.source in endpoint_node.addresses
+    return is_own and flow.frontend.family == FAMILY_WITH_MARTIANS
+
+
 def _returns(flow: _Flow, endpoint_node: NodeView) -> bool:
     """Whether the answer of an endpoint that saw the client's own address passes the node that rewrote the packet."""
     return flow.node.name in (endpoint_node.name, flow.place.node)
@@ -517,7 +620,7 @@ def _returns(flow: _Flow, endpoint_node: NodeView) -> bool:
 
 def _hops(flow: _Flow, endpoint_node: NodeView, is_pod: bool) -> int:
     """Routers between the client and an endpoint, by way of the node that rewrites the destination."""
-    hops = _hops_to_node(flow.place, flow.node)
+    hops = flow.hops
     if not is_pod and endpoint_node.name == flow.node.name:
         return hops
     if not _is_the_node(flow.place, flow.node):

@@ -158,7 +158,7 @@ def _pods(view: ClusterView) -> list[PodView]:
 
 
 def _pod_place(pod: PodView) -> Place:
-    return Place(f"pod/{pod.namespace}/{pod.name}", pod.node, True, pod.addresses)
+    return Place(f"pod/{pod.namespace}/{pod.name}", pod.node, True, pod.addresses, interface=pod.interface)
 
 
 def _of_family(addresses: Iterable[str], family: int) -> list[str]:

@@ -162,7 +162,8 @@ class Tally:
         """How many connections more are needed to be sure."""
         if self.is_silent:
             # Where answers are promised to be lost some packets may still find an endpoint whose answer comes back.
-            return self.batch if self.row.promise.lost and len(self.outcomes) == 1 else 0
+            has_silent_endpoints = self.row.promise.lost or self.row.promise.unreached
+            return self.batch if has_silent_endpoints and len(self.outcomes) == 1 else 0
         if Result.ANSWERED not in self.results:
             return 0
         if len(self.outcomes) < self.batch:
@@ -172,7 +173,8 @@ class Tally:
         }
         if not missing or self.row.promise.is_sticky:
             return 0
-        endpoints = len(self.row.promise.answers) + len(self.row.promise.lost)
+        promise = self.row.promise
+        endpoints = len(promise.answers) + len(promise.lost) + len(promise.unreached)
         left = round(endpoints * (endpoints.bit_length() + MISS)) - len(self.outcomes)
         return max(0, min(left, self.batch * endpoints))
 
@@ -211,8 +213,7 @@ class Tally:
         unwatched = sum(outcome.token not in self.arrivals for outcome in answered)
         if unwatched:
             yield f"{unwatched} of {total} connections were answered by nobody that is watched"
-        if self.row.promise.verdict is Verdict.REFUSED and any(outcome.detail == "rst" for outcome in self.outcomes):
-            yield "refused by a RST, not by an ICMP port unreachable: no rule rejected it"
+        yield from self._how_refused()
         if not answered:
             return
         for result in (Result.REFUSED, Result.NO_ROUTE):
@@ -220,8 +221,17 @@ class Tally:
             if count:
                 yield f"{count} of {total} connections: {result}"
         vanished = sum(outcome.token not in self.arrivals for outcome in silent)
-        if vanished:
+        if vanished and not self.row.promise.unreached:
             yield f"{vanished} of {total} connections got no answer and reached no endpoint"
+
+    def _how_refused(self) -> Iterable[str]:
+        if self.row.promise.verdict is not Verdict.REFUSED:
+            return
+        resets = {outcome.detail == "rst" for outcome in self.outcomes if outcome.result is Result.REFUSED}
+        if not self.row.promise.is_closed and True in resets:
+            yield "refused by a RST, not by an ICMP port unreachable: no rule rejected it"
+        if self.row.promise.is_closed and self.row.frontend.protocol == "TCP" and False in resets:
+            yield "refused by an ICMP port unreachable, not by a RST: a rule rejected it"
 
 
 class Prover:

@@ -11,8 +11,9 @@ from kproxy.api.kinds import ENDPOINT_SLICE, SERVICE
 from kproxy.api.types import EndpointSlice, Service
 from kproxy.api.types import view as typed
 from kproxy.client import Client
-from kproxy.cluster.status import LabStatus
-from kproxy.insight.oracle import ClientView, ClusterView, ExternalRoute, NodeView, PodView
+from kproxy.cluster.status import LabStatus, ProxySettings
+from kproxy.cluster.topology import UPLINK, pod_port
+from kproxy.insight.oracle import ClientView, ClusterView, ExternalRoute, NodeView, PodView, ProxyView
 
 PUBLISHED = Path("/run/netns")
 
@@ -43,21 +44,41 @@ def cluster_view(status: LabStatus, services: tuple[Service, ...], slices: tuple
 
     A tunnel's end carries its node's own address (`kproxy.cluster.topology`), so nodes have no other one to tell of.
     """
-    proxy = status.proxy
     return ClusterView(
         services=tuple(sorted(services, key=lambda service: (service.metadata.namespace, service.metadata.name))),
         slices=slices,
-        nodes=tuple(NodeView(node.name, node.addresses, node.pod_cidrs, node.zone) for node in status.nodes),
+        nodes=tuple(
+            NodeView(
+                *(node.name, node.addresses, node.pod_cidrs, node.zone),
+                uplink=UPLINK,
+                proxy=proxy_view(node.proxy_settings),
+            )
+            for node in status.nodes
+        ),
         pods=tuple(
-            PodView(pod.namespace_, pod.name, pod.node, pod.addresses, pod.host_network)
+            PodView(
+                *(pod.namespace_, pod.name, pod.node, pod.addresses, pod.host_network),
+                interface=pod_port(pod.namespace_, pod.name),
+            )
             for pod in status.pods
             if pod.addresses and pod.namespace
         ),
         clients=tuple(ClientView(client.name, client.addresses, client.routes) for client in status.clients),
         external_routes=tuple(ExternalRoute(route.to, route.via) for route in status.external_routes),
-        detect_local_mode=proxy.detect_local_mode,
-        cluster_cidrs=proxy.cluster_cidrs,
-        masquerade_all=proxy.masquerade_all,
+    )
+
+
+def proxy_view(settings: ProxySettings | None) -> ProxyView | None:
+    """A proxy's settings as far as promises depend on them; None for a node without a proxy."""
+    if settings is None:
+        return None
+    return ProxyView(
+        detect_local_mode=settings.detect_local_mode,
+        cluster_cidrs=settings.cluster_cidrs,
+        pod_bridge_interface=settings.pod_bridge_interface,
+        pod_interface_name_prefix=settings.pod_interface_name_prefix,
+        masquerade_all=settings.masquerade_all,
+        node_port_addresses=settings.node_port_addresses,
     )
 
 

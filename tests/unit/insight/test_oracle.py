@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from kproxy.insight.oracle import (
     Place,
     PodView,
     Promise,
+    ProxyView,
     Verdict,
     backends,
     is_proxied,
@@ -28,14 +30,19 @@ from kproxy.insight.oracle import (
     select,
 )
 
+PROXY = ProxyView(cluster_cidrs=("10.244.0.0/16", "fd00:10:244::/48"))
 NODES = tuple(
     NodeView(
-        f"node{n}", (f"192.168.1.{n + 1}", f"fd00:1::{n + 1}"), (f"10.244.{n}.0/24", f"fd00:10:244:{n}::/64"), zone
+        f"node{n}",
+        (f"192.168.1.{n + 1}", f"fd00:1::{n + 1}"),
+        (f"10.244.{n}.0/24", f"fd00:10:244:{n}::/64"),
+        zone,
+        proxy=PROXY,
     )
     for n, zone in ((1, "zone-a"), (2, "zone-a"), (3, "zone-b"))
 )
 PODS = tuple(
-    PodView("default", f"pod{n}-{i}", f"node{n}", (f"10.244.{n}.{i}", f"fd00:10:244:{n}::{i}"))
+    PodView("default", f"pod{n}-{i}", f"node{n}", (f"10.244.{n}.{i}", f"fd00:10:244:{n}::{i}"), interface=f"veth{n}{i}")
     for n in (1, 2, 3)
     for i in (2, 3)
 )
@@ -52,7 +59,7 @@ def place(text: str) -> Place:
         return Place(text, node.name, False, node.addresses)
     if kind == "pod":
         pod = next(pod for pod in PODS if pod.name == name)
-        return Place(f"pod/default/{name}", pod.node, True, pod.addresses)
+        return Place(f"pod/default/{name}", pod.node, True, pod.addresses, interface=pod.interface)
     return Place("client/client", None, False, OUTSIDE.addresses, OUTSIDE.routes)
 
 
@@ -107,8 +114,18 @@ def cluster(endpoints: list[dict[str, Any]], **spec: Any) -> ClusterView:
         nodes=NODES,
         pods=PODS,
         clients=(OUTSIDE,),
-        cluster_cidrs=("10.244.0.0/16", "fd00:10:244::/48"),
     )
+
+
+def configured(view: ClusterView, proxies: Mapping[int, ProxyView | None]) -> ClusterView:
+    """The same cluster where nodes of these numbers have these proxies."""
+    changed = {f"node{number}": proxy for number, proxy in proxies.items()}
+    return replace(view, nodes=tuple(replace(node, proxy=changed.get(node.name, node.proxy)) for node in view.nodes))
+
+
+def everywhere(view: ClusterView, proxy: ProxyView) -> ClusterView:
+    """The same cluster with this proxy on all nodes."""
+    return configured(view, dict.fromkeys((1, 2, 3), proxy))
 
 
 def frontend(view: ClusterView, text: str) -> Frontend:
@@ -227,8 +244,9 @@ TWO = [endpoint(1), endpoint(2)]
 REFUSED, DROPPED, NO_ROUTE = (Promise(verdict) for verdict in (Verdict.REFUSED, Verdict.DROPPED, Verdict.NO_ROUTE))
 
 
-def answered(*answers: tuple[str, str, int], lost: tuple[str, ...] = ()) -> Promise:
-    return Promise(Verdict.ANSWERED, tuple(Answer(*answer) for answer in answers), lost)
+def answered(*answers: tuple[str, str, int], lost: tuple[str, ...] = (), unreached: tuple[str, ...] = ()) -> Promise:
+    found = tuple(Answer(*answer) for answer in answers)
+    return Promise(Verdict.ANSWERED, found, lost, unreached=unreached)
 
 
 @dataclass(frozen=True)
@@ -354,33 +372,156 @@ def test_a_tunnel_masquerades_with_its_own_address() -> None:
     [
         ("NodeCIDR", "pod/pod1-3", KEPT),
         ("InterfaceNamePrefix", "pod/pod1-3", KEPT),
+        ("BridgeInterface", "pod/pod1-3", KEPT),
+        ("BridgeInterface", "pod/pod1-2", "10.244.1.1"),
         ("NodeCIDR", "node/node1", "10.244.1.1"),
         ("InterfaceNamePrefix", "node/node1", "10.244.1.1"),
     ],
 )
 def test_each_detector_knows_its_own_pods(mode: str, client: str, source: str) -> None:
-    view = replace(cluster([endpoint(1)]), detect_local_mode=mode)
+    proxy = ProxyView(mode, pod_bridge_interface="veth13", pod_interface_name_prefix="veth")
+    view = everywhere(cluster([endpoint(1)]), proxy)
     (answer,) = promise(view, place(client), frontend(view, "cluster")).answers
     assert answer.source == source
 
 
 def test_detectors_of_the_node_take_other_nodes_pods_for_outsiders() -> None:
-    view = replace(cluster(TWO, **ETP_LOCAL), detect_local_mode="NodeCIDR")
+    view = everywhere(cluster(TWO, **ETP_LOCAL), ProxyView("NodeCIDR"))
     assert promise(view, place("pod/pod3-2"), frontend(view, "nodeport:1")) == answered((P1, KEPT, 2))
     assert promise(view, place("pod/pod1-3"), frontend(view, "nodeport:3")) == DROPPED
 
 
 def test_without_a_detector_nothing_internal_is_masqueraded_but_hairpins() -> None:
-    view = replace(cluster([endpoint(1)]), cluster_cidrs=())
+    view = everywhere(cluster([endpoint(1)]), ProxyView())
     assert promise(view, place("node/node1"), frontend(view, "cluster")) == answered((P1, KEPT, 0))
     assert promise(view, place("pod/pod1-2"), frontend(view, "cluster")) == answered((P1, "10.244.1.1", 1))
-    everything = replace(view, masquerade_all=True)
+    everything = everywhere(view, ProxyView(masquerade_all=True))
     assert promise(everything, place("pod/pod1-3"), frontend(view, "cluster")) == answered((P1, "10.244.1.1", 1))
 
 
 def test_without_a_detector_pods_are_outsiders_to_a_local_policy() -> None:
-    view = replace(cluster(TWO, **ETP_LOCAL), cluster_cidrs=())
+    view = everywhere(cluster(TWO, **ETP_LOCAL), ProxyView())
     assert promise(view, place("pod/pod3-2"), frontend(view, "nodeport:3")) == DROPPED
+
+
+CLOSED = Promise(Verdict.REFUSED, is_closed=True)
+MASQUERADING = replace(PROXY, masquerade_all=True)
+NO_DETECTOR = ProxyView()
+BY_UPLINK = ProxyView("InterfaceNamePrefix", pod_interface_name_prefix="eth")
+ELSEWHERE = replace(PROXY, node_port_addresses=("10.0.0.0/8",))
+RANGES = {"loadBalancerSourceRanges": ["192.168.1.3/32"]}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A cluster whose nodes have proxies of different kinds; the outside reaches external addresses by node1."""
+
+    name: str
+    spec: dict[str, Any]
+    endpoints: list[dict[str, Any]]
+    proxies: dict[int, ProxyView | None]
+    client: str
+    frontend: str
+    promised: Promise
+    via: str = "node1"
+
+
+MIXED = [
+    # each node by its own flags
+    Mixed("masquerades here", {}, [endpoint(1)], {1: MASQUERADING}, "pod/pod1-3", "cluster",
+          answered((P1, "10.244.1.1", 1))),
+    Mixed("masquerades there", {}, [endpoint(1)], {1: MASQUERADING}, "pod/pod2-3", "cluster", answered((P1, KEPT, 2))),
+    Mixed("masquerades, to another node", {}, [endpoint(1)], {2: MASQUERADING}, "pod/pod2-3", "cluster",
+          answered((P1, "192.168.1.3", 2))),
+    Mixed("no detector, own node", {}, [endpoint(1)], {1: NO_DETECTOR}, "node/node1", "cluster",
+          answered((P1, KEPT, 0))),
+    Mixed("no detector, a pod and Local", ETP_LOCAL, TWO, {3: NO_DETECTOR}, "pod/pod3-2", "nodeport:3", DROPPED),
+    Mixed("the dialled node decides", ETP_LOCAL, TWO, {3: NO_DETECTOR}, "pod/pod3-2", "nodeport:1",
+          answered((P1, KEPT, 2), lost=(P2,))),
+    Mixed("pods outside the given CIDR", {}, [endpoint(1)], {1: ProxyView(cluster_cidrs=("10.245.0.0/16",))},
+          "pod/pod1-3", "cluster", answered((P1, "10.244.1.1", 1))),
+    Mixed("a CIDR of the other family alone", {}, [endpoint(1)], {1: ProxyView(cluster_cidrs=("fd00::/8",))},
+          "node/node1", "cluster", answered((P1, KEPT, 0))),
+    Mixed("an interface that is not the pods'", {}, [endpoint(1)], {1: BY_UPLINK}, "pod/pod1-3", "cluster",
+          answered((P1, "10.244.1.1", 1))),
+    Mixed("whatever comes by the uplink is taken for a pod", ETP_LOCAL, TWO, {1: BY_UPLINK}, "client", "nodeport:1",
+          answered((P1, KEPT, 2), lost=(P2,))),
+    Mixed("the source's own node takes no packet from itself", ETP_LOCAL, TWO, {2: BY_UPLINK}, "node/node1",
+          "nodeport:2", answered((P2, KEPT, 1), unreached=(P1,))),
+    Mixed("no endpoints: its own packet comes back to the node that it left", {}, [], {}, "node/node1", "external",
+          DROPPED),
+    # --nodeport-addresses
+    Mixed("no node ports on this address", {}, TWO, {1: ELSEWHERE}, "client", "nodeport:1", CLOSED),
+    Mixed("nor for the node itself", {}, TWO, {1: ELSEWHERE}, "node/node1", "nodeport:1", CLOSED),
+    Mixed("node ports on the next node", {}, [endpoint(1)], {1: ELSEWHERE}, "client", "nodeport:2",
+          answered((P1, "192.168.1.3", 3))),
+    Mixed("networks of the other family only", {}, [endpoint(1)],
+          {1: replace(PROXY, node_port_addresses=("fd00:2::/64",))}, "client", "nodeport:1",
+          answered((P1, "10.244.1.1", 2))),
+    Mixed("the network that it is in", {}, [endpoint(1)], {1: replace(PROXY, node_port_addresses=("192.168.1.0/24",))},
+          "client", "nodeport:1", answered((P1, "10.244.1.1", 2))),
+    Mixed("without endpoints the port is refused all the same", {}, [], {1: ELSEWHERE}, "client", "nodeport:1",
+          REFUSED),
+    Mixed("under Local it is dropped all the same", ETP_LOCAL, [endpoint(2)], {1: ELSEWHERE}, "client", "nodeport:1",
+          DROPPED),
+    Mixed("even for the node itself", ETP_LOCAL, [endpoint(2)], {1: ELSEWHERE}, "node/node1", "nodeport:1", DROPPED),
+    Mixed("under Local with an endpoint it is closed", ETP_LOCAL, [endpoint(1)], {1: ELSEWHERE}, "client",
+          "nodeport:1", CLOSED),
+    Mixed("other frontends do not mind", {}, [endpoint(2)], {1: ELSEWHERE}, "pod/pod1-3", "external",
+          answered((P2, "192.168.1.2", 2))),
+    # no proxy
+    Mixed("no proxy, node port", {}, TWO, {2: None}, "client", "nodeport:2", CLOSED),
+    Mixed("no proxy, node port, without endpoints", {}, [], {2: None}, "client", "nodeport:2", CLOSED),
+    Mixed("no proxy, its own node port", {}, TWO, {2: None}, "node/node2", "nodeport:2", CLOSED),
+    Mixed("no proxy, cluster IP, pod", {}, TWO, {2: None}, "pod/pod2-3", "cluster", NO_ROUTE),
+    Mixed("no proxy, cluster IP, node", {}, TWO, {2: None}, "node/node2", "cluster", NO_ROUTE),
+    Mixed("no proxy, cluster IP without endpoints", {}, [], {2: None}, "node/node2", "cluster", NO_ROUTE),
+    Mixed("no proxy, bare pod", {}, TWO, {2: None}, "pod/pod2-3", "pod:1", answered((P1, KEPT, 2))),
+    Mixed("its pods are endpoints like others", {}, [endpoint(2)], {2: None}, "pod/pod1-3", "cluster",
+          answered((P2, KEPT, 2))),
+    Mixed("its pods and another node's port", {}, [endpoint(1)], {2: None}, "pod/pod2-3", "nodeport:1",
+          answered((P1, "10.244.1.1", 2))),
+    Mixed("its pods and another node's port, Local", ETP_LOCAL, [endpoint(1)], {2: None}, "pod/pod2-3", "nodeport:1",
+          answered((P1, KEPT, 2))),
+    # no proxy, and an address that the outside routes to a node with one
+    Mixed("by the router", {}, [endpoint(1)], {2: None}, "node/node2", "external", answered((P1, "10.244.1.1", 2))),
+    Mixed("by the router, a pod", {}, [endpoint(1)], {2: None}, "pod/pod2-3", "external",
+          answered((P1, "10.244.1.1", 3))),
+    Mixed("by the router, a pod, Local: seen as its node", ETP_LOCAL, TWO, {2: None}, "pod/pod2-3", "external",
+          answered((P1, "192.168.1.3", 3))),
+    Mixed("by the router, the node, Local", ETP_LOCAL, TWO, {2: None}, "node/node2", "external",
+          answered((P1, KEPT, 2))),
+    Mixed("by the router, a pod, its node's address in the ranges", RANGES, [endpoint(1)], {2: None}, "pod/pod2-3",
+          "lb", answered((P1, "10.244.1.1", 3))),
+    Mixed("by the router, none", {}, [], {2: None}, "pod/pod2-3", "external", REFUSED),
+    # ... and to one without
+    Mixed("by the router, in a circle", {}, TWO, {2: None}, "node/node2", "external", DROPPED, via="node2"),
+    Mixed("by the router, in a circle, none", {}, [], {2: None}, "node/node1", "external", DROPPED, via="node2"),
+    Mixed("proxied before it leaves", {}, [endpoint(1)], {2: None}, "pod/pod1-3", "external",
+          answered((P1, "10.244.1.1", 1)), via="node2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MIXED, ids=lambda case: case.name)
+def test_each_node_does_as_its_proxy_is_told(case: Mixed) -> None:
+    view = configured(cluster(case.endpoints, **case.spec), case.proxies)
+    view = replace(view, external_routes=(ExternalRoute("198.51.100.0/24", case.via),))
+    assert promise(view, place(case.client), frontend(view, case.frontend)) == case.promised
+
+
+def test_ipv6_packets_come_back_to_the_node_that_they_left() -> None:
+    """Linux forwards them although their source is its own address, and then the rule rejects them."""
+    view = replace(cluster([]), external_routes=(ExternalRoute("2001:db8:51::/48", "node1"),))
+    own = replace(frontend(view, "external"), address="2001:db8:51::7")
+    assert promise(view, place("node/node1"), own) == REFUSED
+
+
+def test_an_external_address_of_a_node_without_a_proxy_is_a_closed_port() -> None:
+    view = configured(cluster(TWO), {2: None})
+    own = replace(frontend(view, "external"), address="192.168.1.3")
+    for client in ("client", "node/node2", "pod/pod2-3"):
+        assert promise(view, place(client), own) == CLOSED
+    assert promise(view, place("pod/pod1-3"), own).verdict is Verdict.ANSWERED
 
 
 def test_affinity_keeps_the_set_and_says_so() -> None:

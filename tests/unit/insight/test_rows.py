@@ -15,10 +15,12 @@ from kproxy.cluster.status import (
     LabStatus,
     NodeStatus,
     PodStatus,
+    ProxySettings,
     ProxyStatus,
     RouterStatus,
 )
-from kproxy.insight.oracle import ClientView, ClusterView, NodeView, PodView
+from kproxy.cluster.topology import pod_port
+from kproxy.insight.oracle import ClientView, ClusterView, NodeView, PodView, ProxyView
 from kproxy.insight.rows import families, rows
 from kproxy.insight.view import cluster_view, namespaces
 
@@ -178,6 +180,7 @@ def test_a_host_network_pod_is_an_endpoint_but_no_place() -> None:
     assert "pod/default/host" not in {row.place.client for row in rows(view, view.services)}
 
 
+SETTINGS = ProxySettings("NodeCIDR", ("10.244.0.0/16",), "br0", "veth", True, ("192.168.1.0/24",), False)
 STATUS = LabStatus(
     name="lab",
     ip_families=("IPv4",),
@@ -186,7 +189,10 @@ STATUS = LabStatus(
     service_cidrs=("10.96.0.0/12",),
     node_port_range="30000-32767",
     router=RouterStatus("lab-router", ("192.168.1.1",)),
-    nodes=(NodeStatus("node1", "lab-node1", ("192.168.1.2",), "a", ("10.244.1.0/24",), "kproxy", True),),
+    nodes=(
+        NodeStatus("node1", "lab-node1", ("192.168.1.2",), "a", ("10.244.1.0/24",), "kproxy", True, SETTINGS),
+        NodeStatus("node2", "lab-node2", ("192.168.1.3",), "b", ("10.244.2.0/24",), "none", True),
+    ),
     clients=(ClientStatus("client", "lab-client", ("203.0.113.10",), ("192.168.1.0/24",)),),
     external_routes=(ExternalRoute("198.51.100.0/24", "node1"),),
     pods=(
@@ -205,7 +211,16 @@ def test_the_view_is_the_labs_status() -> None:
     assert [pod.name for pod in view.pods] == ["a", "host"]
     assert view.node_by_address["192.168.1.2"].zone == "a"
     assert set(view.pod_by_address) == {"10.244.1.2"}
-    assert view.cluster_cidrs == ("10.244.0.0/16",)
+    assert view.node_by_name["node1"].proxy == ProxyView(
+        detect_local_mode="NodeCIDR",
+        cluster_cidrs=("10.244.0.0/16",),
+        pod_bridge_interface="br0",
+        pod_interface_name_prefix="veth",
+        masquerade_all=True,
+        node_port_addresses=("192.168.1.0/24",),
+    )
+    assert view.node_by_name["node2"].proxy is None
+    assert [view.node_by_name["node1"].uplink, view.pods[0].interface] == ["eth0", pod_port("default", "a")]
     assert view.external_routes[0].via == "node1"
 
 
@@ -213,6 +228,7 @@ def test_places_have_namespaces_of_their_own() -> None:
     found = {name: str(path) for name, path in namespaces(STATUS).items()}
     assert found == {
         "node/node1": "/run/netns/lab-node1",
+        "node/node2": "/run/netns/lab-node2",
         "client/client": "/run/netns/lab-client",
         "pod/default/a": "/run/netns/lab-default.a",
     }

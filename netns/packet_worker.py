@@ -227,7 +227,7 @@ class Sniffer:
         if sees_wire:
             self._wire.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)))
         self._raw4 = [socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) for protocol in HANDLERS4]
-        self._raw6 = [_raw6(protocol) for protocol in HANDLERS6]
+        self._raw6 = _raw6_sockets()
         self.sockets = [*self._wire, *self._raw4, *self._raw6]
         for listening in self.sockets:
             listening.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -310,6 +310,16 @@ class Sniffer:
                 pending.detail = pending.detail or f"{seen.kind} from {seen.source} port {seen.source_port}"
             case _:
                 pass
+
+
+def _raw6_sockets() -> list[socket.socket]:
+    """What hears IPv6 packets that are delivered here; nothing where the kernel was booted without IPv6."""
+    try:
+        return [_raw6(protocol) for protocol in HANDLERS6]
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
+        return []
 
 
 def _raw6(protocol: int) -> socket.socket:

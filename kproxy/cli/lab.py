@@ -68,10 +68,11 @@ def up(lab: str | None, path: str | None, timings: bool, expose: str | None, **o
     config = clusterfile.read(_cluster_documents(path), overrides, _wrong_flags)
     if expose:
         import_module("kproxy.cluster.relay").check_address(expose)
+    is_stated = bool(path or families or any(value is not None for value in options.values()))
     began = time.monotonic()
     with _Progress() as progress:
         try:
-            result = labs.up(config, progress.tell)
+            result = labs.up(config, progress.tell, is_stated=is_stated)
         except KeyboardInterrupt:
             click.echo(f"\nstopped waiting; `kproxy lab down --lab {config.name}` removes what is there", err=True)
             raise

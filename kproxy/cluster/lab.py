@@ -60,14 +60,15 @@ class Up:
     limits: tuple[str, ...] = ()
 
 
-def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: None) -> Up:
+def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: None, *, is_stated: bool = False) -> Up:
     """Ensures that the lab is up: makes it, or completes what a crash or a reboot has left of it.
 
-    A lab that is there already keeps its own configuration if `config` is the default one.
+    A lab that is there already keeps its own configuration if `config` is the default one, unless that was asked for.
 
     Args:
         config: what it is to look like.
         progress: told what is being done, in a few words.
+        is_stated: somebody said so, and would be misled by a lab that looks different.
 
     Raises:
         UserError: a lab of that name is there with another configuration; or somebody else has a network namespace of a
@@ -78,7 +79,8 @@ def up(config: ClusterConfig, progress: Callable[[str], None] = lambda what: Non
     layout = Layout(config.name)
     stored = _stored(layout)
     if stored is not None:
-        if config not in (stored, clusterfile.read([], Overrides(lab=config.name))):
+        is_open = not is_stated and config == clusterfile.read([], Overrides(lab=config.name))
+        if config != stored and not is_open:
             raise UserError(
                 f'lab "{config.name}" exists with another configuration; '
                 f"`kproxy lab down --lab {config.name}` removes it with all its objects"

@@ -115,6 +115,14 @@ def test_up_twice_says_so_and_another_configuration_is_refused(up: tuple[Layout,
         lab.up(config(lab_name, nodes=1))
 
 
+def test_only_who_asks_for_nothing_is_content_with_what_is_there() -> None:
+    name = f"lk{os.getpid() % 10000}"
+    with running(name, nodes=1, proxy_mode="none"):
+        assert len(lab.up(config(name)).status.nodes) == 1
+        with pytest.raises(UserError, match="another configuration"):
+            lab.up(config(name), is_stated=True)
+
+
 def test_down_without_a_lab_has_nothing_to_do(lab_name: str) -> None:
     assert lab.down(lab_name) is False
 

@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -20,6 +20,9 @@ import pytest
 
 from kproxy.api.kinds import ENDPOINT_SLICE, SERVICE
 from kproxy.api.types import Object
+from kproxy.insight.oracle import ProxyView
+from kproxy.insight.rows import rows as rows_of
+from kproxy.insight.view import look
 from kproxy.testing.labs import Lab, fresh_lab, run_kproxy
 
 pytestmark = pytest.mark.root
@@ -285,3 +288,107 @@ def test_other_configurations_are_promised_and_kept(flags: str, tmp_path: Path) 
         rows = json.loads(lab.run("verify", "--no-why", "-o", "json", expected=(0, 1)))
     assert [row for row in rows if not row["ok"]] == []
     assert {row["client"] for row in rows} >= {"client/one", "client/two"}
+
+
+# -- one lab whose nodes are all different ----------------------------------------------------------------------------
+
+# node1 masquerades everything and has no node ports on its address, node2 has no proxy, node3 takes for a pod whatever
+# comes by its uplink. Half of the external addresses are routed to node1, half to node2.
+MIXED_CLUSTER = """
+apiVersion: kproxy.dev/v1alpha1
+kind: Cluster
+metadata: {name: unused}
+spec:
+  ipFamilies: [IPv4, IPv6]
+  nodes:
+  - {name: node1, proxy: {flags: {masquerade-all: true, nodeport-addresses: "10.244.0.0/16,fd00:10:244::/48"}}}
+  - {name: node2, proxy: {mode: none}}
+  - {name: node3, proxy: {flags: {detect-local-mode: InterfaceNamePrefix, pod-interface-name-prefix: eth}}}
+  - {name: node4}
+  externalRoutes:
+  - {to: 198.51.100.0/25, via: node1}
+  - {to: 198.51.100.128/25, via: node2}
+  - {to: "2001:db8:51::/64", via: node1}
+  - {to: "2001:db8:51:1::/64", via: node2}
+  proxy: {flags: {cluster-cidr: ""}}
+"""
+
+
+def mixed_objects() -> str:
+    """A pod on every node; Services of one pod, of all and of none, with addresses that are routed to either node."""
+    services = {
+        "one": ({"on": "node1"}, ["198.51.100.1", "2001:db8:51::1"], "Cluster"),
+        "two": ({"on": "node2"}, ["198.51.100.202", "2001:db8:51:1::2"], "Cluster"),
+        "four": ({"on": "node4"}, ["198.51.100.4", "2001:db8:51::4"], "Local"),
+        "all": ({"app": "mix"}, ["198.51.100.5", "2001:db8:51::5"], "Local"),
+        "nobody": ({"app": "nobody"}, ["198.51.100.6", "198.51.100.206", "2001:db8:51::6"], "Cluster"),
+    }
+    found: list[Object] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"on-{node}", "labels": {"app": "mix", "on": node}},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "main", "image": "echo", "ports": [{"containerPort": 7777}]}],
+            },
+        }
+        for node in ("node1", "node2", "node3", "node4")
+    ]
+    found += [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name},
+            "spec": {
+                "type": "NodePort",
+                "ipFamilyPolicy": "RequireDualStack",
+                "selector": selector,
+                "externalIPs": addresses,
+                "externalTrafficPolicy": policy,
+                "ports": [{"port": 80, "targetPort": 7777}],
+            },
+        }
+        for name, (selector, addresses, policy) in services.items()
+    ]
+    return "\n---\n".join(json.dumps(obj) for obj in found)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    path = tmp_path_factory.mktemp("mixed") / "cluster.yaml"
+    path.write_text(MIXED_CLUSTER)
+    with fresh_lab("-f", str(path)) as lab:
+        lab.run("apply", "-f", "-", stdin=mixed_objects())
+        yield lab
+
+
+def test_each_node_is_promised_as_its_own_proxy_is_configured(mixed: Lab) -> None:
+    rows = json.loads(mixed.run("verify", "--no-why", "-o", "json", expected=(0, 1)))
+    assert [row for row in rows if not row["ok"]] == []
+    # Negative control: had all nodes the same plain proxy, much of what was seen would be wrong.
+    around = look(mixed.client)
+    plain = replace(around.view, nodes=tuple(replace(node, proxy=ProxyView()) for node in around.view.nodes))
+    seen = {(row["client"], row["frontend"]): row["expected"] for row in rows}
+    differing = {
+        (row.place.node, str(row.frontend.kind))
+        for row in rows_of(plain, plain.services)
+        if (found := seen.get((row.place.client, row.frontend.text))) is not None
+        and (found["verdict"], len(found["paths"])) != (row.promise.verdict, len(row.promise.answers))
+    }
+    assert {("node2", "ClusterIP"), ("node2", "NodePort"), ("node2", "ExternalIP"), (None, "NodePort")} <= differing
+
+
+def test_status_says_how_each_proxy_is_configured(mixed: Lab) -> None:
+    nodes = {node["name"]: node for node in json.loads(mixed.run("lab", "status", "-o", "json"))["nodes"]}
+    assert nodes["node1"]["proxySettings"] == {
+        "detectLocalMode": "ClusterCIDR",
+        "clusterCIDRs": [],
+        "podBridgeInterface": "",
+        "podInterfaceNamePrefix": "",
+        "masqueradeAll": True,
+        "nodePortAddresses": ["10.244.0.0/16", "fd00:10:244::/48"],
+        "localhostNodePorts": False,
+    }
+    assert nodes["node2"]["proxySettings"] is None
+    assert nodes["node3"]["proxySettings"]["podInterfaceNamePrefix"] == "eth"

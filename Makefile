@@ -106,10 +106,11 @@ lint: setup $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 format: setup $(VENV)/.installed-dev ## what ruff can put right by itself
 	@$(BIN)/ruff check --fix .; $(BIN)/ruff format .
 
-bench: setup $(VENV)/.installed-dev ## where the time of `lab up` goes, beside ip -batch of the same topology
+bench: setup $(VENV)/.installed-dev ## what `lab up` and the node proxy cost, beside ip -batch and iptables-restore of the same
 	@$(GIVE_BACK); \
 	$(ROOT) $(BIN)/python tests/bench/topology_cost.py; \
-	$(ROOT) $(BIN)/python tests/bench/lab_cost.py
+	$(ROOT) $(BIN)/python tests/bench/lab_cost.py; \
+	$(ROOT) $(BIN)/python tests/bench/proxy_cost.py
 
 vm-test: PACKAGES := $(VM_PACKAGES)
 vm-test: packages ## vagrant up for real, and all that is promised in the machine (emulated: half an hour, 4 GB in .vm)

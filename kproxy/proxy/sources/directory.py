@@ -178,6 +178,7 @@ class DirectorySource:
         self._directory = directory
         self._poll_seconds = poll_seconds
         self._seen: dict[str, Signature] = {}
+        self._is_restless = False
         self._read: dict[str, Signature] = {}
         self._contents: dict[str, Contents] = {}
         self._holders: dict[ObjectKey, set[str]] = {}
@@ -206,6 +207,8 @@ class DirectorySource:
         next_look = 0.0
         while not stop.is_set():
             names = self._wait(stop, watch)
+            if any(name.startswith("..") for name in names):  # the link that files of a mounted ConfigMap lead through
+                names, next_look = [], 0.0
             if not names and time.monotonic() < next_look:
                 continue
             try:
@@ -216,7 +219,7 @@ class DirectorySource:
                     _LOG.error("%s: what was read before stays", error)
                 has_failed = True
                 continue
-            if not names and watch is not None and not watch.is_lost:
+            if not names and watch is not None and not watch.is_lost and not self._is_restless:
                 next_look = time.monotonic() + RARE_POLL_SECONDS
             if batch.changes:
                 deliver(batch)
@@ -240,12 +243,16 @@ class DirectorySource:
         """
         now = signatures(self._directory)
         touched: dict[ObjectKey, None] = {}
+        self._is_restless = False
         for name in self._contents.keys() - now.keys():
             touched.update(self._drop(name))
         for name, signature in now.items():
-            rests = is_first or self._seen.get(name) == signature
-            if rests and self._read.get(name) != signature:
+            if self._read.get(name) == signature:
+                continue
+            if is_first or self._seen.get(name) == signature:
                 touched.update(self._load(name, signature))
+            else:
+                self._is_restless = True
         self._seen = now
         return self._compare(touched)
 

@@ -232,3 +232,22 @@ def test_kind_that_is_no_text_is_only_passed_over(tmp_path: Path) -> None:
     put(tmp_path, "a.json", '{"apiVersion": "v1", "kind": ["Service"]}')
 
     assert DirectorySource(tmp_path).look(is_first=True).changes == ()
+
+
+def test_files_of_a_mounted_config_map_change_by_the_link_that_they_lead_through(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"..version{number}").mkdir()
+        put(tmp_path / f"..version{number}", "a.yaml", SERVICE % ("web", f"10.96.0.{number}"))
+    (tmp_path / "..data").symlink_to("..version1")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    told: SimpleQueue[Batch] = SimpleQueue()
+    stop = threading.Event()
+    source = DirectorySource(tmp_path, poll_seconds=0.05)
+    try:
+        source.start(told.put, stop)
+        assert cluster_ip(told.get(timeout=5)) == "10.96.0.1"
+        (tmp_path / "..new").symlink_to("..version2")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        assert cluster_ip(told.get(timeout=5)) == "10.96.0.2"
+    finally:
+        stop.set()

@@ -184,11 +184,9 @@ def _watch(client: Client, targets: Sequence[Target], request: Request) -> None:
         raise UserError("you may only specify a single resource type to watch")
     target = targets[0]
     objects, version = fetch(client, target, request)
-    widths: list[int] = []
-    for obj in objects:
-        widths = _print_change(target.kind, obj, request, widths)
+    widths = _print_changes(target.kind, objects, request, []) if objects else []
     for obj in _changes(client, target, request, version):
-        widths = _print_change(target.kind, obj, request, widths)
+        widths = _print_changes(target.kind, [obj], request, widths)
 
 
 def _changes(client: Client, target: Target, request: Request, version: str) -> Iterator[Object]:
@@ -203,20 +201,25 @@ def _changes(client: Client, target: Target, request: Request, version: str) -> 
     return (event.object for event in events if event.type != "BOOKMARK")
 
 
-def _print_change(kind: Kind, obj: Object, request: Request, widths: list[int]) -> list[int]:
-    """Print one object; returns the column widths for those that follow."""
-    match request.output:
-        case "yaml":
-            click.echo("---\n" + render(_complete(kind, obj), "yaml"))
-        case "json":
-            click.echo(json.dumps(_complete(kind, obj), ensure_ascii=False))
-        case "name":
-            click.echo(f"{resource(kind)}/{obj['metadata']['name']}")
-        case _:
-            rows = _rows(kind, [obj], request)
-            rows = rows if not widths and not request.no_headers else rows[1:]
-            widths = tables.column_widths(rows, widths)
-            click.echo("\n".join(tables.layout(rows, widths)))
+def _print_changes(kind: Kind, objects: Sequence[Object], request: Request, widths: list[int]) -> list[int]:
+    """Print objects, one or more; returns the column widths for those that follow.
+
+    As with kubectl, columns are as wide as in the table before, or wider if these need more.
+    """
+    if request.output in ("", "wide"):
+        rows = _rows(kind, objects, request)
+        rows = rows if not widths and not request.no_headers else rows[1:]
+        widths = tables.column_widths(rows, widths)
+        click.echo("\n".join(tables.layout(rows, widths)))
+        return widths
+    for obj in objects:
+        match request.output:
+            case "yaml":
+                click.echo("---\n" + render(_complete(kind, obj), "yaml"))
+            case "json":
+                click.echo(json.dumps(_complete(kind, obj), ensure_ascii=False))
+            case _:
+                click.echo(f"{resource(kind)}/{obj['metadata']['name']}")
     return widths
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from cli_support import Run
 
+from kproxy.api.types import Object
 from kproxy.cluster import layout
 
 WEB = """\
@@ -185,6 +186,22 @@ def test_tables_wide_names_and_namespaces(run: Run) -> None:
     assert run("get", "deployment.apps/web", "-o", "name").out == "deployment.apps/web\n"
     names = [line.split()[0] for line in run("get", "svc,deploy", "--no-headers").out.splitlines() if line]
     assert names == ["service/web", "deployment.apps/web"]
+
+
+def test_rows_that_come_later_keep_the_widths_of_the_table(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    long_name = "a-name-that-is-longer"
+
+    def named(*names: str) -> list[Object]:
+        return [{"metadata": {"name": name}, "spec": {"clusterIP": "10.96.0.9"}} for name in names]
+
+    monkeypatch.setattr("kproxy.cli.get._changes", lambda *args: iter(named("b", long_name, "c")))
+    monkeypatch.setattr("kproxy.cli.get.fetch", lambda *args: (named("a", "another"), "1"))
+    lines = run("get", "svc", "-w").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "a", "another", "b", long_name, "c"]
+    assert [line.index(word) for line, word in zip(lines, ("TYPE", *["ClusterIP"] * 5), strict=True)] == [
+        *[len("another   ")] * 4,
+        *[len(long_name) + 3] * 2,
+    ]
 
 
 def test_yaml_and_json_can_be_applied_again(run: Run) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kproxy import __version__
+from kproxy.errors import UserError
 from kproxy.proxy.flags import FLAGS, configuration, ignored, parse_flags
 
 USAGE = """\
@@ -28,11 +29,15 @@ SIGUSR1 makes it write everything again. All flags:
 """
 
 
+CAP_NET_ADMIN = 12
+"""Number of the capability (linux/capability.h)."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the node proxy; returns its exit status.
 
     Raises:
-        UserError: the flags cannot work.
+        UserError: the flags cannot work, or it is not run as root.
         HostError: the host cannot do what is needed.
     """
     if set(argv) & {"-h", "--help"}:
@@ -54,6 +59,18 @@ def run(argv: Sequence[str]) -> int:
 
         write_file(config, Path(config.write_config_to))
         return 0
+    if not may_administer_networks():
+        raise UserError("kproxy proxy needs root (CAP_NET_ADMIN): put sudo before it")
     from kproxy.proxy import node_proxy
 
     return node_proxy.run(config)
+
+
+def may_administer_networks(status: Path = Path("/proc/self/status")) -> bool:
+    """Whether this process has CAP_NET_ADMIN; asked before anything is tried, for one clear answer.
+
+    Args:
+        status: what the kernel says of the process.
+    """
+    with status.open(encoding="utf-8", errors="replace") as lines:
+        return any(line.startswith("CapEff:") and int(line.split()[1], 16) >> CAP_NET_ADMIN & 1 for line in lines)

@@ -59,11 +59,14 @@ def rendered(config: ProxyConfig, node_name: str, family: Family, host: HostFeat
         InvalidInput: something is wrong with the manifests.
         UserError: they cannot be read.
     """
-    objects, findings, passed_over = read_directory(Path(config.manifests))
-    if findings:
-        raise InvalidInput(findings)
-    if passed_over:
-        sys.stderr.write(f"passed over: {', '.join(sorted(passed_over))}\n")
+    reading = read_directory(Path(config.manifests))
+    if reading.findings:
+        raise InvalidInput(reading.findings)
+    if reading.passed_over:
+        sys.stderr.write(f"passed over: {', '.join(sorted(reading.passed_over))}\n")
+    for sentence in reading.repeated:
+        sys.stderr.write(f"{sentence}\n")
+    objects = reading.objects
     found = objects.get(ObjectKey("Node", "", node_name))
     node = facts(found if isinstance(found, Node) else None)
     tracker = Tracker(family, node_name)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -300,8 +301,7 @@ class DirectorySource:
         for key in after:
             holders = self._holders.setdefault(key, set())
             if holders and key not in before:
-                others = ", ".join(sorted(holders))
-                _LOG.warning('%s: %s "%s" is also in %s: the first file counts', name, key.kind, _title(key), others)
+                _LOG.warning("%s", _is_also_in(name, key, holders))
             holders.add(name)
         return dict.fromkeys((*before, *after))
 
@@ -323,8 +323,9 @@ class DirectorySource:
         return Batch(tuple(changes), dict.fromkeys(TYPES, self._generation))
 
 
-def _title(key: ObjectKey) -> str:
-    return f"{key.namespace}/{key.name}" if key.namespace else key.name
+def _is_also_in(name: str, key: ObjectKey, holders: Iterable[str]) -> str:
+    title = f"{key.namespace}/{key.name}" if key.namespace else key.name
+    return f'{name}: {key.kind} "{title}" is also in {", ".join(sorted(holders))}: the first file counts'
 
 
 def _comes(change: Change) -> bool:
@@ -339,17 +340,24 @@ def keep_good_versions(before: Contents, now: Contents) -> None:
             now.objects[key] = value
 
 
-def merged(files: Mapping[str, Contents]) -> dict[ObjectKey, Tracked]:
-    """All objects of all files; of an object that several files hold, the first file's counts."""
-    found: dict[ObjectKey, Tracked] = {}
-    for name in sorted(files):
-        for key, value in files[name].objects.items():
-            found.setdefault(key, value)
-    return found
+class Reading(NamedTuple):
+    """What a directory holds.
+
+    Attributes:
+        objects: of an object that several files hold, the first file's.
+        findings: what is wrong with the files.
+        passed_over: names of the other kinds that are there.
+        repeated: a sentence for each object in each further file that holds it.
+    """
+
+    objects: dict[ObjectKey, Tracked]
+    findings: list[Finding]
+    passed_over: set[str]
+    repeated: list[str]
 
 
-def read_directory(directory: Path) -> tuple[dict[ObjectKey, Tracked], list[Finding], set[str]]:
-    """All objects of a directory at once, what is wrong with them, and which other kinds are there.
+def read_directory(directory: Path) -> Reading:
+    """All objects of a directory at once, and what is to be said of its files.
 
     Raises:
         UserError: the directory or a file in it cannot be read.
@@ -360,9 +368,14 @@ def read_directory(directory: Path) -> tuple[dict[ObjectKey, Tracked], list[Find
             files[name] = read_file(directory / name)
         except OSError as error:
             raise UserError(f"{directory / name}: {error.strerror}") from error
-    findings = [finding for contents in files.values() for finding in contents.findings]
-    return merged(files), findings, _union(contents.passed_over for contents in files.values())
-
-
-def _union(sets: Iterable[set[str]]) -> set[str]:
-    return {name for names in sets for name in names}
+    reading = Reading({}, [], set(), [])
+    holders: dict[ObjectKey, list[str]] = {}
+    for name, contents in files.items():
+        for key, value in contents.objects.items():
+            if key in reading.objects:
+                reading.repeated.append(_is_also_in(name, key, holders[key]))
+            reading.objects.setdefault(key, value)
+            holders.setdefault(key, []).append(name)
+        reading.findings.extend(contents.findings)
+        reading.passed_over.update(contents.passed_over)
+    return reading

@@ -76,3 +76,14 @@ def test_bad_document_is_refused_with_file_and_line(tmp_path: Path) -> None:
 
     assert 'Service "x"' in str(refused.value)
     assert "bad.yaml:5" in str(refused.value)
+
+
+def test_an_object_that_two_files_hold_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        text = (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}\n"
+        )
+        (tmp_path / f"{name}.yaml").write_text(text)
+    argv = [f"--manifests={tmp_path}", "--node=n", "--features=nfacct=no,random-fully=yes,tcp-be-liberal=no"]
+    assert run(argv) == 0
+    assert capsys.readouterr().err == 'b.yaml: Service "default/web" is also in a.yaml: the first file counts\n'

@@ -13,7 +13,7 @@ import pytest
 from kproxy.api.types import Service
 from kproxy.errors import UserError
 from kproxy.proxy.changes import Batch, ObjectKey
-from kproxy.proxy.sources.directory import DirectorySource
+from kproxy.proxy.sources.directory import DirectorySource, read_directory
 
 SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: %s}\nspec: {clusterIP: %s, ports: [{port: 80}]}\n"
 PORT = {"port": 80}
@@ -103,6 +103,19 @@ def test_an_object_of_two_files_is_named_once_and_the_first_file_counts(
     assert said == ['c.yaml: Service "default/web" is also in b.yaml: the first file counts']
     (tmp_path / "b.yaml").unlink()
     assert cluster_ip(source.look()) == "10.96.0.2"
+
+
+def test_reading_once_names_an_object_of_several_files_too(tmp_path: Path) -> None:
+    for name, address in (("b", "10.96.0.1"), ("c", "10.96.0.2"), ("d", "10.96.0.3")):
+        put(tmp_path, f"{name}.yaml", SERVICE % ("web", address))
+    reading = read_directory(tmp_path)
+    assert reading.repeated == [
+        'c.yaml: Service "default/web" is also in b.yaml: the first file counts',
+        'd.yaml: Service "default/web" is also in b.yaml, c.yaml: the first file counts',
+    ]
+    found = reading.objects[WEB]
+    assert isinstance(found, Service)
+    assert found.spec.cluster_ip == "10.96.0.1"
 
 
 def test_a_document_without_a_kind_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

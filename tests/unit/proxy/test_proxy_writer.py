@@ -47,7 +47,7 @@ def tools(request: pytest.FixtureRequest, namespace: int, tmp_path: Path, monkey
 
 
 def objects() -> dict[ObjectKey, Tracked]:
-    found, findings, _ = read_directory(MANIFESTS)
+    found, findings, _, _ = read_directory(MANIFESTS)
     assert not findings
     return found
 
@@ -165,7 +165,7 @@ def test_every_kind_of_rule_reads_back_as_it_is_rendered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    found, _, _ = read_directory(MANIFESTS.parent / "every-kind-of-rule")
+    found = read_directory(MANIFESTS.parent / "every-kind-of-rule").objects
     tracker = Tracker(family, "A")
     tracker.take(Change(key, None, value) for key, value in found.items())
     cidr = Detector(DetectBy.SOURCE, "10.244.0.0/16" if family is Family.IPV4 else "fd00:10:244::/48")

@@ -227,7 +227,8 @@ def _start(
     journal = Journal(layout.journal, "lab")
     try:
         fresh = layout.cluster_file.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(config))
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(config))
         fresh.rename(layout.cluster_file)
         journal.step("cluster file")
         progress("starting the control plane")

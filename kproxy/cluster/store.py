@@ -9,6 +9,7 @@ watches read, and compaction drops what is older than the log reaches.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -309,6 +310,12 @@ def _row(event: Event) -> tuple[int, str, str, str, str, int, bytes]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor):
+            os.fchmod(descriptor, 0o600)  # SQLite gives its -wal and -shm the mode of the file
+    except OSError as error:
+        raise HostError(f"cannot open the lab's store {path}: {error.strerror}") from error
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")  # NORMAL would lose acknowledged writes when the machine stops

@@ -212,3 +212,13 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path, ackn
     assert left["spec"] == right["spec"] >= last
     assert revision == 2 * (left["spec"] + 1)
     store.close()
+
+
+def test_its_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "db").touch(mode=0o644)
+    store = Store(tmp_path / "db")
+    put(store, "a")
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("db", "db-wal", "db-shm"), 0o600
+    )
+    store.close()

@@ -5,23 +5,29 @@ Nothing here decides what is right; it asks the API and the node proxies until t
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, NODE, POD, REPLICA_SET, SERVICE, Kind
-from kproxy.api.types import Object
+from kproxy.api.labels import matches
+from kproxy.api.types import LabelSelector, Object, view
 from kproxy.cli.tables import is_ready
 from kproxy.client import Client
 from kproxy.cluster.controllers.node_proxy import programmed
 from kproxy.cluster.layout import Layout
+from kproxy.cluster.pods import EXEC_FAILED
 from kproxy.cluster.status import LabStatus, NodeStatus
 from kproxy.errors import NotFound, UserError
 from netns.errors import NetnsError
 
 PAUSE = 0.02
 """Seconds between two looks at the API; a pod takes longer than that to start."""
+
+RARELY = 10
+"""Every so many looks, pods that are not ready are asked for the reason."""
 
 
 class Deadline:
@@ -83,17 +89,21 @@ def wait_for_workloads(client: Client, objects: Iterable[Named], deadline: Deadl
     """Wait until the pods, replica sets and deployments among ``objects`` are ready.
 
     Raises:
-        UserError: naming those that are not when the time is over.
+        UserError: naming those that are not when the time is over, or as soon as one of them never will be.
     """
     waiting = [named for named in objects if named.kind in (POD, REPLICA_SET, DEPLOYMENT)]
+    looks = itertools.count(1)
 
     def problems() -> list[str]:
         # Only the first one that is not ready is asked for until the end: one small request per look.
         while waiting:
             problem = _unready(client, waiting[0])
-            if problem:
-                return [problem] if deadline.left else [text for one in waiting if (text := _unready(client, one))]
-            del waiting[0]
+            if not problem:
+                del waiting[0]
+            elif deadline.left and next(looks) % RARELY:
+                return [problem]
+            else:
+                return _explained(client, waiting, deadline)
         return []
 
     deadline.until(problems)
@@ -109,13 +119,79 @@ def _unready(client: Client, named: Named) -> str:
     return f"{named}: {problem}" if problem else ""
 
 
+def _explained(client: Client, waiting: Iterable[Named], deadline: Deadline) -> list[str]:
+    """What is missing of each, and which of its pods are not ready and why.
+
+    Raises:
+        UserError: there is time left, but one of them will not become ready in it.
+    """
+    problems: list[str] = []
+    is_hopeless = False
+    for named in waiting:
+        if not (problem := _unready(client, named)):
+            continue
+        pods = [pod for pod in _pods_of(client, named) if pod_problem(pod)]
+        is_hopeless = is_hopeless or any(is_never_ready(pod) for pod in pods)
+        problems.append(problem)
+        if named.kind != POD:
+            problems += [
+                f"  {Named(POD, named.namespace, pod['metadata']['name'])}: {pod_problem(pod)}" for pod in pods
+            ]
+    if is_hopeless and deadline.left:
+        raise UserError("applied, but it does not become ready:\n  " + "\n  ".join(problems))
+    return problems
+
+
+def _pods_of(client: Client, named: Named) -> list[Object]:
+    """The pod itself, or those that the workload selects and that are to stay."""
+    try:
+        obj = client.get(named.kind, named.name, named.namespace)
+    except NotFound:
+        return []
+    if named.kind == POD:
+        return [obj]
+    selector = view(obj["spec"]["selector"], LabelSelector)
+    return [pod for pod in client.list(POD, named.namespace).items if _is_one_of(pod, selector)]
+
+
+def _is_one_of(pod: Object, selector: LabelSelector) -> bool:
+    metadata = pod["metadata"]
+    return matches(selector, metadata.get("labels") or {}) and not metadata.get("deletionTimestamp")
+
+
+def is_never_ready(pod: Object) -> bool:
+    """Whether more patience is in vain: it has failed for good, or a command could not be started twice."""
+    status = pod.get("status") or {}
+    return status.get("phase") == "Failed" or any(
+        _said(container).startswith(EXEC_FAILED) and container.get("restartCount", 0) > 1
+        for container in status.get("containerStatuses") or ()
+    )
+
+
 def pod_problem(pod: Object) -> str:
     """Why a pod is not ready; empty when it is, or when it has done its work."""
     status = pod.get("status") or {}
     if is_ready(pod) or status.get("phase") == "Succeeded":
         return ""
     words = [str(status[key]) for key in ("phase", "reason", "message") if status.get(key)]
+    words += filter(None, map(_container_problem, status.get("containerStatuses") or ()))
     return ", ".join(words) or "Pending"
+
+
+def _container_problem(container: Object) -> str:
+    """``main: CrashLoopBackOff: exec failed: ...``; empty for one that runs, begins or has done its work."""
+    state = container.get("state") or {}
+    reason = (state.get("waiting") or state.get("terminated") or {}).get("reason", "")
+    if reason in ("", "ContainerCreating", "Completed"):
+        return ""
+    if "terminated" in state and not _said(container):
+        return f"{container['name']}: {reason}: it ended with exit code {state['terminated'].get('exitCode')}"
+    return ": ".join(filter(None, (container["name"], reason, _said(container))))
+
+
+def _said(container: Object) -> str:
+    state = container.get("state") or {}
+    return str((state.get("waiting") or state.get("terminated") or {}).get("message", ""))
 
 
 def replicas_problem(obj: Object) -> str:

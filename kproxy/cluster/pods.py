@@ -19,6 +19,8 @@ ECHO: Final = "echo"
 FIRST_BACKOFF: Final = 10.0
 LONGEST_BACKOFF: Final = 300.0
 """Seconds before a container that ended is started again: at once, then 10, 20, ... 300 (kubelet: CrashLoopBackOff)."""
+EXEC_FAILED: Final = "exec failed: "
+"""What the message of a container begins with whose command could not be started at all."""
 LEAST_GRACE: Final = 2
 """Seconds between the polite and the other end, however long the pause before was (kubelet: minimumGracePeriod)."""
 HOSTNAME_LIMIT: Final = 63
@@ -59,7 +61,7 @@ class ContainerState:
     """What is seen of one container.
 
     Attributes:
-        is_ready: it runs, its readiness probe agrees, and if it is the echo server, it listens on all its ports.
+        is_ready: its command runs, its readiness probe agrees, and the echo server listens on all its ports.
         started_at: RFC 3339; empty while it does not run.
         exit_code: of its last run; None before its first end, or when nobody saw it.
         waiting: why it does not run: `ContainerCreating`, `CrashLoopBackOff`, ...; empty when it runs or is done.
@@ -255,6 +257,8 @@ def _container_status(container: Container, state: ContainerState) -> Object:
     else:
         code = 255 if state.exit_code is None else state.exit_code
         what = {"terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error"}}
+        if state.message:
+            what["terminated"]["message"] = state.message
     return {
         "name": container.name,
         "image": container.image,

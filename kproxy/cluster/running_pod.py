@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kproxy.api.types import Container, Object, Pod, Service, view
 from kproxy.cluster import pods, probing, sandbox
@@ -31,6 +31,9 @@ from netns.errors import NetnsError
 from netns.journal import Journal
 from netns.namespace import Namespace
 from netns.process import Process
+
+LOOK_AGAIN: Final = 0.005
+"""Seconds until somebody looks again whether a command has begun, which no descriptor tells; a sandbox takes 17 ms."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class _Unit:
     Attributes:
         probes: by container; the echo server stands for several.
         pause: seconds that it is left alone before it is asked to end.
+        has_begun: the command itself has been executed, and no longer only its sandbox runs.
         main: the process of the command itself, once somebody has looked for it.
         is_asked: it was asked to end.
     """
@@ -73,6 +77,7 @@ class _Unit:
     state: ContainerState = field(default_factory=ContainerState)
     process: Process | None = None
     watched: int = -1
+    has_begun: bool = False
     main: Process | None = None
     is_asked: bool = False
     control: EchoControl | None = None
@@ -252,12 +257,11 @@ class RunningPod:
         unit = self._units[command.container]
         if unit.process is not None:
             return
-        metadata = self.pod.metadata
         try:
             started = sandbox.start(
                 self._sandboxed(command),
                 self.ns,
-                log=self._means.layout.log(f"{metadata.namespace}.{metadata.name}.{unit.name}"),
+                log=self._log(unit.name),
                 status=self.folder / unit.name,
                 journal=self._means.journal,
                 role=self._role(unit.name),
@@ -276,6 +280,9 @@ class RunningPod:
             working_dir=command.working_dir,
         )
 
+    def _log(self, container: str) -> Path:
+        return self._means.layout.log(f"{self.pod.metadata.namespace}.{self.pod.metadata.name}.{container}")
+
     def _role(self, container: str) -> str:
         return f"pod:{self.uid}:{container}"
 
@@ -285,21 +292,32 @@ class RunningPod:
         except ProcessLookupError:
             unit.watched = -1
         unit.process = found
-        restarts = unit.state.restarts
-        unit.state = ContainerState(is_ready=True, started_at=began or _now(), waiting="", restarts=restarts)
-        self._means.changed(self)
+        unit.has_begun = False
         if unit.watched < 0:
             self._command_ended(unit)
         else:
             self._means.reactor.watch(unit.watched, lambda: self._command_ended(unit))
-            self._start_probes(unit)
+            self._await_command(unit, found, began)
+
+    def _await_command(self, unit: _Unit, outer: Process, began: str) -> None:
+        """Lets the container count as running as soon as its command does; until then it waits as it did before."""
+        if unit.process is not outer:  # it has ended, and may run again
+            return
+        if not sandbox.has_begun(outer, self.folder / unit.name):
+            self._means.reactor.later(LOOK_AGAIN, partial(self._await_command, unit, outer, began))
+            return
+        unit.has_begun = True
+        restarts = unit.state.restarts
+        unit.state = ContainerState(is_ready=True, started_at=began or _now(), waiting="", restarts=restarts)
+        self._means.changed(self)
+        self._start_probes(unit)
 
     def _start_echo(self, unit: _Unit) -> None:
         metadata = self.pod.metadata
         request = Request(
             netns=str(self.ns.path),
             control=str(self.folder / ECHO_SOCKET),
-            log=str(self._means.layout.log(f"{metadata.namespace}.{metadata.name}.{self._plan.echoes[0]}")),
+            log=str(self._log(self._plan.echoes[0])),
             scratch=str(self.folder),
             hostname=pods.hostname(self.pod),
             pod=metadata.name,
@@ -399,7 +417,9 @@ class RunningPod:
         # The outer process may have been killed alone; what is inside must not go on without it.
         inner = sandbox.inner_process(report, self.ns)
         send_signal([inner] if inner else [], signal.SIGKILL)
-        self._ended(unit, sandbox.ended(report).code, "")
+        code = sandbox.ended(report).code
+        words = sandbox.complaint(self._log(unit.name)) if code is None and not unit.has_begun else ""
+        self._ended(unit, code, f"{pods.EXEC_FAILED}{words}" if words else "")
 
     def _ended(self, unit: _Unit, code: int | None, message: str) -> None:
         """A container has ended, or could not be started: start it again, or not."""

@@ -44,6 +44,10 @@ _READABLE: Final = (
 """What programs look up in /etc; everything else there is the host's own business."""
 _COMMANDS_PID: Final = 2
 """Number of the container's command in its PID namespace."""
+_SPEAKER: Final = "bwrap: "
+"""What bubblewrap's own lines begin with."""
+_LAST_WORDS: Final = 8192
+"""Bytes of a log that its last line is looked for in; a path has 4096 at most."""
 _NAMESPACES: Final = {"user": "user", "mount": "mnt", "pid": "pid", "uts": "uts", "ipc": "ipc", "cgroup": "cgroup"}
 """nsenter's options for the namespaces that a sandbox is made of, and their names in /proc."""
 
@@ -194,6 +198,41 @@ def main_process(outer: Process) -> Process | None:
     return None
 
 
+def has_begun(outer: Process, status: Path) -> bool:
+    """Whether the command itself runs, and no longer the sandbox that is made for it.
+
+    Until its program is executed, the command's process is a copy of bubblewrap, with bubblewrap's command line.
+
+    Args:
+        outer: from `start`.
+        status: the file that was told there.
+    """
+    try:
+        try:
+            line = _line_inside(_report(status).get("child-pid"))
+        except PermissionError:  # no CAP_SYS_PTRACE: the long way
+            main = main_process(outer)
+            line = Path(f"/proc/{main.pid}/cmdline").read_bytes() if main else b""
+        return line not in (b"", Path(f"/proc/{outer.pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def complaint(log: Path) -> str:
+    """Why the sandbox could not start the command, in bubblewrap's words; empty if the log does not end in such a line.
+
+    Args:
+        log: the file that was told to `start`.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
+            last = file.read().decode(errors="replace").rstrip("\n").rpartition("\n")[2]
+    except OSError:
+        return ""
+    return last.removeprefix(_SPEAKER).removeprefix("execvp ") if last.startswith(_SPEAKER) else ""
+
+
 def join(container: Container, main: Process, ns: Namespace, output: int) -> Process:
     """Starts one more command in a container that runs; returns a process that ends with the command's exit status.
 
@@ -253,6 +292,26 @@ def _report(status: Path) -> dict[str, object]:
         with contextlib.suppress(ValueError):
             found.update(json.loads(line))
     return found
+
+
+def _line_inside(first: object) -> bytes:
+    """The command line of the command's process, from the /proc of the sandbox whose first process that is.
+
+    Empty while there is no such /proc or process.
+
+    Raises:
+        OSError: the same.
+        PermissionError: we may not look there.
+    """
+    proc = os.open(f"/proc/{first}/root/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if os.fstat(proc).st_dev == Path("/proc").stat().st_dev:  # the sandbox still sees the host's
+            return b""
+        line = os.open(f"{_COMMANDS_PID}/cmdline", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    finally:
+        os.close(proc)
+    with os.fdopen(line, "rb") as file:
+        return file.read()
 
 
 def _parent(pid: int) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +18,13 @@ from lab_support import apply, assert_nothing_is_left, config, get, is_ready, po
 
 from kproxy.api.kinds import POD
 from kproxy.client import Client
-from kproxy.cluster import clusterfile, lab
+from kproxy.cluster import clusterfile, lab, sandbox
 from kproxy.cluster.layout import Layout
 from kproxy.errors import NotFound
+from netns import process
 from netns.build import tear_down
 from netns.journal import Journal
+from netns.namespace import named
 
 pytestmark = pytest.mark.root
 
@@ -26,6 +33,20 @@ pytestmark = pytest.mark.root
 def up() -> Iterator[tuple[Layout, Client]]:
     with running(f"ep{os.getpid() % 10000}", nodes=1) as both:
         yield both
+
+
+def deployment(name: str, command: list[str]) -> dict[str, Any]:
+    template = pod("ignored", command=command)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {"metadata": {"labels": {"app": name}}, "spec": template["spec"]},
+        },
+    }
 
 
 def status_of(client: Client, name: str) -> dict[str, Any]:
@@ -62,6 +83,62 @@ def test_a_program_that_is_not_there_is_named_in_the_log(up: tuple[Layout, Clien
     apply(client, pod("missing", command=["no-such-program"], restartPolicy="Never"))
     until(lambda: status_of(client, "missing").get("phase") == "Failed", "failure")
     assert "no-such-program: No such file or directory" in layout.log("default.missing.main").read_text()
+
+
+def test_a_program_that_is_not_there_never_counts_as_running(up: tuple[Layout, Client]) -> None:
+    _, client = up
+    version = client.list(POD).resource_version
+    apply(client, pod("typo", command=["no-such-program"]))
+    seen = []
+    for event in client.watch(POD, resource_version=version, field_selector="metadata.name=typo", timeout_seconds=15):
+        if event.type == "BOOKMARK" or not (statuses := (event.object.get("status") or {}).get("containerStatuses")):
+            continue
+        seen.append(statuses[0])
+        assert not is_ready(event.object)
+        if statuses[0]["restartCount"] == 2:
+            break
+    assert [status["state"] for status in seen if "running" in status["state"]] == []
+    assert not any(status["ready"] or status["started"] for status in seen)
+    assert seen[-1]["state"]["waiting"] == {
+        "reason": "CrashLoopBackOff",
+        "message": "exec failed: no-such-program: No such file or directory",
+    }
+
+
+def test_apply_does_not_wait_for_a_program_that_is_not_there(up: tuple[Layout, Client]) -> None:
+    layout, _ = up
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "kproxy", "apply", "--lab", layout.lab, "-f", "-"],
+        input=json.dumps(deployment("typos", ["no-such-program"])), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "programmed" not in done.stdout
+    assert 'Deployment "default/typos": 0 of 1 pods ready\n    Pod "default/typos-' in done.stderr
+    why = "main: CrashLoopBackOff: exec failed: no-such-program: No such file or directory"
+    assert done.stderr.rstrip().endswith(why)
+    assert time.monotonic() - began < 15, "it does not wait until its limit of 30 s"
+
+
+@pytest.mark.parametrize(
+    ("argv", "has_begun"),
+    [(["sleep", "600"], True), (["bash", "-c", "exec -a bwrap sleep 600"], True), (["no-such"], False)],
+)
+def test_a_command_has_begun_when_its_program_runs_and_no_longer_bubblewrap(
+    up: tuple[Layout, Client], tmp_path: Path, argv: list[str], has_begun: bool
+) -> None:
+    layout, _ = up
+    ns = named(layout.netns("node1"), layout.namespaces)
+    outer = sandbox.start(
+        sandbox.Container(argv, "h", env={"KPROXY_TEST": layout.lab}), ns, log=tmp_path / "log", status=tmp_path / "s"
+    )
+    try:
+        until(lambda: sandbox.has_begun(outer, tmp_path / "s") or process.exit_status(outer) is not None, "an outcome")
+        assert sandbox.has_begun(outer, tmp_path / "s") is has_begun
+        assert bool(sandbox.complaint(tmp_path / "log")) is not has_begun
+    finally:
+        inner = sandbox.inner_process(tmp_path / "s", ns)
+        process.kill_all([one for one in (outer, inner) if one is not None], grace=0)
 
 
 @pytest.mark.parametrize(("code", "phase"), [(0, "Succeeded"), (5, "Failed")])
@@ -174,3 +251,9 @@ def test_a_node_may_be_left_to_another_proxy() -> None:
     finally:
         lab.down(name)
     assert_nothing_is_left(name)
+
+
+def test_what_a_lab_remembers_is_for_root_alone(up: tuple[Layout, Client]) -> None:
+    layout, _ = up
+    modes = {path.name: path.stat().st_mode & 0o777 for path in layout.state.iterdir()}
+    assert modes == dict.fromkeys(("cluster.json", "state.db", "state.db-wal", "state.db-shm"), 0o600)

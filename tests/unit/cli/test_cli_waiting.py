@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.cli.waiting import Deadline, Programmed, lagging_services, pod_problem, replicas_problem
+from kproxy.cli.waiting import Deadline, Programmed, is_never_ready, lagging_services, pod_problem, replicas_problem
 from kproxy.errors import UserError
 
 READY = [{"type": "Ready", "status": "True"}]
@@ -31,12 +31,46 @@ def test_replicas(obj: dict[str, Any], problem: str) -> None:
     assert replicas_problem(obj) == problem
 
 
+def waits(message: str, *, reason: str = "CrashLoopBackOff", restarts: int = 0) -> dict[str, Any]:
+    return {"name": "main", "restartCount": restarts, "state": {"waiting": {"reason": reason, "message": message}}}
+
+
+def ended(code: int) -> dict[str, Any]:
+    return {
+        "name": "main",
+        "state": {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "is_hopeless"),
+    [
+        ({}, False),
+        ({"phase": "Running", "containerStatuses": [waits("it ended with exit code 1", restarts=5)]}, False),
+        ({"phase": "Running", "containerStatuses": [waits("exec failed: x", restarts=1)]}, False),
+        ({"phase": "Running", "containerStatuses": [waits("exec failed: x", restarts=2)]}, True),
+        ({"phase": "Failed", "containerStatuses": [ended(3)]}, True),
+    ],
+)
+def test_when_patience_is_in_vain(status: dict[str, Any], is_hopeless: bool) -> None:
+    assert is_never_ready({"status": status}) is is_hopeless
+
+
 @pytest.mark.parametrize(
     ("status", "problem"),
     [
         ({}, "Pending"),
         ({"phase": "Failed", "reason": "Error", "message": "exit 2"}, "Failed, Error, exit 2"),
         ({"phase": "Running", "conditions": READY}, ""),
+        (
+            {"phase": "Running", "containerStatuses": [waits("exec failed: x: No such file or directory")]},
+            "Running, main: CrashLoopBackOff: exec failed: x: No such file or directory",
+        ),
+        ({"phase": "Pending", "containerStatuses": [waits("", reason="ContainerCreating")]}, "Pending"),
+        (
+            {"phase": "Failed", "containerStatuses": [ended(3), ended(0)]},
+            "Failed, main: Error: it ended with exit code 3",
+        ),
         ({"phase": "Succeeded"}, ""),
     ],
 )

@@ -9,6 +9,7 @@ built beside the start of the API; node proxies start as soon as their namespace
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -304,13 +305,14 @@ class ControlPlane:
 
 
 def _ensure_node(client: Client, node: NodeConfig) -> None:
-    """Ensures that the Node object is there; one that is there already stays as it is."""
+    """Ensures that the Node object is there; of one that is there already only the status is written, as by a kubelet.
+
+    The status is a write of its own: after a crash between the two, a Node without addresses is there.
+    """
     from kproxy.api.kinds import NODE
 
-    try:
+    with contextlib.suppress(AlreadyExists):
         client.create(NODE, node_object(node))
-    except AlreadyExists:
-        return
     client.patch(NODE, node.name, {"status": node_status(node)}, subresource="status")
 
 

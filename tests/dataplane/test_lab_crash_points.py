@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from lab_support import apply, assert_nothing_is_left, is_ready, pod, service, until
 
-from kproxy.api.kinds import POD
+from kproxy.api.kinds import NODE, POD
 from kproxy.client import Client
 from kproxy.cluster import lab
 from kproxy.cluster.layout import Layout
@@ -191,3 +191,14 @@ def test_folders_without_a_record_are_removed(name: str) -> None:
     Layout(name).make()
     assert lab.down(name)
     assert_nothing_is_left(name)
+
+
+def test_a_node_that_was_registered_by_half_gets_its_addresses(name: str) -> None:
+    """The Node and its status are two writes; the kill between them is planted here, for it hardly ever hits."""
+    assert run(UP, name, "none:0") == 0
+    client = Client(Layout(name).api_url)
+    client.patch(NODE, "node1", {"status": {"addresses": None, "conditions": None}}, subresource="status")
+    (victim,) = [entry.pid for entry in lab.status(name).processes if entry.role == "control-plane"]
+    os.kill(victim, signal.SIGKILL)
+    assert run(UP, name, "none:0") == 0
+    assert {entry["type"] for entry in client.get(NODE, "node1")["status"]["addresses"]} == {"InternalIP", "Hostname"}

@@ -280,12 +280,12 @@ def wait_for_nodes(layout: Layout, status: LabStatus, version: str, deadline: De
     Raises:
         UserError: naming the nodes that do not when the time is over.
     """
-    asked = [node for node in status.nodes if node.proxy != "none"]
+    asked = [node for node in status.nodes if node.proxy == "kproxy"]
     with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
         problems = list(filter(None, pool.map(lambda node: _wait_for_node(layout, node, version, deadline), asked)))
     if problems:
         raise deadline.over(problems)
-    others = tuple(node.name for node in status.nodes if node.proxy == "none")
+    others = tuple(node.name for node in status.nodes if node.proxy != "kproxy")
     return Programmed(tuple(node.name for node in asked), others)
 
 

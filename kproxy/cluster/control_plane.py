@@ -270,18 +270,19 @@ class ControlPlane:
         )
 
     def _node_status(self, node: NodeConfig) -> NodeStatus:
-        from kproxy.cluster import status
+        from kproxy.cluster import other_proxy, status
 
         has_proxy = node.proxy.mode != "none"
+        proxy = "kproxy" if has_proxy else "other" if other_proxy.is_at_work(self._layout, node.name) else "none"
         return status.NodeStatus(
             name=node.name,
             namespace=self._layout.netns(node.name),
             addresses=node.addresses,
             zone=node.zone,
             pod_cidrs=node.pod_cidrs,
-            proxy="kproxy" if has_proxy else "none",
+            proxy=proxy,
             ready=not has_proxy or (self._proxies is not None and self._proxies.is_programmed(node.name)),
-            proxy_settings=self._proxy_settings(node, node.proxy) if has_proxy else None,
+            proxy_settings=None if proxy == "none" else self._proxy_settings(node, node.proxy),
         )
 
     def _proxy_settings(self, node: NodeConfig, proxy: ProxyConfig) -> ProxySettings:

@@ -149,7 +149,7 @@ def resync(lab: str) -> None:
     """
     layout = Layout(lab)
     found = status(lab)
-    nodes = [node.name for node in found.nodes if node.proxy != "none"]
+    nodes = [node.name for node in found.nodes if node.proxy == "kproxy"]
     before = {node: _full_syncs(layout, node) for node in nodes}
     proxies = [process.find(entry.pid) for entry in found.processes if entry.role == "proxy"]
     send_signal([one for one in proxies if one is not None], signal.SIGUSR1)

@@ -8,9 +8,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -392,3 +397,39 @@ def test_status_says_how_each_proxy_is_configured(mixed: Lab) -> None:
     }
     assert nodes["node2"]["proxySettings"] is None
     assert nodes["node3"]["proxySettings"]["podInterfaceNamePrefix"] == "eth"
+
+
+def test_a_proxy_of_somebody_elses_is_held_to_what_kube_proxy_would_do() -> None:
+    nodeport = str(ROOT / "manifests" / "nodeport")
+    with fresh_lab("--proxy-mode", "none", "--nodes", "2") as lab, ExitStack() as guests:
+        lab.run("apply", "-f", nodeport)
+        status = json.loads(lab.run("lab", "status", "-o", "json"))
+        assert {node["proxy"] for node in status["nodes"]} == {"none"}
+        for node in status["nodes"]:
+            guest = [sys.executable, "-m", "kproxy", "proxy", "--master", f"unix://{status['apiSocket']}"]
+            guest += ["--hostname-override", node["name"], "--cluster-cidr", "10.244.0.0/16", "--oom-score-adj=0"]
+            guest += ["--conntrack-max-per-core=0"]
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", node["namespace"], *guest],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=subprocess.DEVNULL,
+            )
+            guests.callback(process.wait)
+            guests.callback(process.kill)
+        lab.run("apply", "-f", nodeport)  # names the nodes as not asked: whether they are ready has to be looked at
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            rows = json.loads(lab.run("verify", "--no-why", "-o", "json", expected=(0, 1)))
+            if all(row["ok"] for row in rows) and any("31000" in row["frontend"] for row in answered(rows)):
+                break
+        assert [row for row in rows if not row["ok"]] == []
+        assert {row["frontend"] for row in answered(rows) if row["client"] == "client/client"} == {
+            "192.168.1.2:31000",
+            "192.168.1.3:31000",
+        }
+        nodes = json.loads(lab.run("lab", "status", "-o", "json"))["nodes"]
+        assert [node["proxy"] for node in nodes] == ["other", "other"]
+
+
+def answered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["seen"]["verdict"] == "answered"]

@@ -43,7 +43,7 @@ class NodeStatus(Part, frozen=True):
     Attributes:
         namespace: its network namespace, as `ip netns` lists it.
         addresses: one a family, primary family first.
-        proxy: `kproxy`; on a node that the cluster file leaves to others, `other` if one has written its rules, else `none`.
+        proxy: `kproxy`; on a node left to others `other` if one has written its rules, else `none`.
         ready: its proxy has programmed something and runs; always true without our proxy.
         proxy_settings: how its proxy works, or would if it were ours; None without a proxy.
     """

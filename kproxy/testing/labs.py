@@ -108,13 +108,7 @@ def fresh_lab(*options: str, name: str = "") -> Iterator[Lab]:
         HostError: it did not come up.
     """
     name = name or "t" + uuid.uuid4().hex[:8]
-    guardian = subprocess.Popen(  # noqa: S603 - a fixed command
-        [sys.executable, "-P", "-m", "kproxy.testing.guardian", name],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-        env=_environment(),
-    )
-    try:
+    with guarded(name):
         done = run_kproxy(["lab", "up", "--lab", name, *options], lab=name)
         if done.returncode != 0:
             raise HostError(
@@ -123,6 +117,19 @@ def fresh_lab(*options: str, name: str = "") -> Iterator[Lab]:
         lab = attach(name)
         yield lab
         lab.client.close()
+
+
+@contextmanager
+def guarded(name: str) -> Iterator[None]:
+    """A lab of that name, should there be one, is taken down at the end, also when this process is killed before."""
+    guardian = subprocess.Popen(  # noqa: S603 - a fixed command
+        [sys.executable, "-P", "-m", "kproxy.testing.guardian", name],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        env=_environment(),
+    )
+    try:
+        yield
     finally:
         if guardian.stdin is not None:
             guardian.stdin.close()

@@ -20,6 +20,7 @@ from kproxy.cluster import clusterfile, lab
 from kproxy.cluster.clusterfile import ClusterConfig, Overrides
 from kproxy.cluster.controllers.node_proxy import programmed
 from kproxy.cluster.layout import RUN_ROOT, STATE_ROOT, Layout
+from kproxy.testing.labs import guarded
 from netns.namespace import named, socket_in
 
 
@@ -31,13 +32,14 @@ def config(name: str, **overrides: Any) -> ClusterConfig:
 def running(name: str, **overrides: Any) -> Iterator[tuple[Layout, Client]]:
     """A lab that is up inside and gone after."""
     lab.down(name)
-    try:
-        lab.up(config(name, **overrides))
-        client = Client(Layout(name).api_url)
-        yield Layout(name), client
-        client.close()
-    finally:
-        lab.down(name)
+    with guarded(name):
+        try:
+            lab.up(config(name, **overrides))
+            client = Client(Layout(name).api_url)
+            yield Layout(name), client
+            client.close()
+        finally:
+            lab.down(name)
 
 
 def pod(name: str, *, ports: tuple[int, ...] = (8080,), **spec: Any) -> Object:

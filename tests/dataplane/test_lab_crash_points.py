@@ -21,6 +21,7 @@ from kproxy.client import Client
 from kproxy.cluster import lab
 from kproxy.cluster.layout import Layout
 from kproxy.errors import KproxyError
+from kproxy.testing.labs import guarded
 from netns.journal import CRASH_AT, Journal
 
 pytestmark = pytest.mark.root
@@ -35,6 +36,11 @@ def name() -> Iterator[str]:
     """A lab's name, with things of other people's beside it that carry almost the same."""
     name = f"ec{os.getpid() % 10000}"
     theirs = f"{name}-theirs"
+    with guarded(name):
+        yield from beside(name, theirs)
+
+
+def beside(name: str, theirs: str) -> Iterator[str]:
     subprocess.run(["ip", "netns", "add", theirs], check=True)
     try:
         subprocess.run(

@@ -67,7 +67,7 @@ WORKS = [
         "legacy",
     ),
     ("FORWARD drops, nft", "iptables-nft -P FORWARD DROP", {"FORWARD policy": "note"}, "legacy"),
-    ("strict rp_filter", "sysctl -qw net.ipv4.conf.{all,default}.rp_filter=1", {"rp_filter": "note"}, "legacy"),
+    ("strict rp_filter", "for each in all default; do echo 1 >/proc/sys/net/ipv4/conf/$each/rp_filter; done", {"rp_filter": "note"}, "legacy"),
     ("no session affinity", NO_RECENT, {"iptables-legacy: match recent": "limited"}, "legacy"),
     ("no bubblewrap", hide("/usr/bin/bwrap"), {"bwrap": "limited"}, "legacy"),
 ]

@@ -54,6 +54,7 @@ NO_LEGACY = hide("/usr/sbin/xtables-legacy-multi")
 NO_NFT = hide("/usr/sbin/xtables-nft-multi", "/usr/sbin/nft")
 NO_STATISTIC = hide("/usr/lib/*/xtables/libxt_statistic.so")
 NO_RECENT = hide("/usr/lib/*/xtables/libxt_recent.so")
+STRICT_RP_FILTER = "for each in all default; do echo 1 >/proc/sys/net/ipv4/conf/$each/rp_filter; done"
 READ_ONLY = "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys\n"
 
 WORKS = [
@@ -67,7 +68,12 @@ WORKS = [
         "legacy",
     ),
     ("FORWARD drops, nft", "iptables-nft -P FORWARD DROP", {"FORWARD policy": "note"}, "legacy"),
-    ("strict rp_filter", "for each in all default; do echo 1 >/proc/sys/net/ipv4/conf/$each/rp_filter; done", {"rp_filter": "note"}, "legacy"),
+    (
+        "strict rp_filter",
+        STRICT_RP_FILTER,
+        {"rp_filter": "note"},
+        "legacy",
+    ),
     ("no session affinity", NO_RECENT, {"iptables-legacy: match recent": "limited"}, "legacy"),
     ("no bubblewrap", hide("/usr/bin/bwrap"), {"bwrap": "limited"}, "legacy"),
 ]

@@ -115,8 +115,9 @@ def test_the_relay_is_on_record_and_goes_with_the_lab() -> None:
         {KPROXY} lab up --expose {ADDRESS} >/dev/null
         {KPROXY} lab up --expose {ADDRESS}
         {KPROXY} lab status | grep relay
+        grep -ls '[k]proxy.cluster.relay' /proc/[0-9]*/cmdline
         {KPROXY} lab down
-        ! ps -eo args | grep -v grep | grep kproxy.cluster.relay
+        ! grep -ls '[k]proxy.cluster.relay' /proc/[0-9]*/cmdline
     """)
     assert f"its TCP node ports are already reachable at {ADDRESS}" in done.stdout
     assert f"host, {ADDRESS}" in done.stdout

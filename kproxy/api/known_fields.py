@@ -166,11 +166,6 @@ def _well_typed(value: Any, path: str, bad: Set[str]) -> Any:
     return value
 
 
-def is_known(api_version: Any, kind: Any) -> bool:
-    """Whether this project has a table for that kind at all."""
-    return f"{api_version}/{kind}" in _table()[0]
-
-
 def without_effect(obj: Object) -> list[str]:
     """Known fields that the object sets and that change nothing here, as paths with ``[*]`` for list positions.
 

@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kproxy.api.kinds import KINDS, Kind
+from kproxy.api.kinds import EVENT_OF_GROUP, KINDS, Kind
 
 _SCALARS = {
     "str": "string",
@@ -50,7 +50,7 @@ def generate(models: Any) -> dict[str, Any]:
         models: the module ``kubernetes.client.models``.
     """
     types: dict[str, dict[str, str]] = {}
-    kinds = {f"{kind.api_version}/{kind.name}": _model_of(kind, models) for kind in KINDS}
+    kinds = {f"{kind.api_version}/{kind.name}": _model_of(kind, models) for kind in (*KINDS, EVENT_OF_GROUP)}
     waiting = list(kinds.values())
     while waiting:
         name = waiting.pop()

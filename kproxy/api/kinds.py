@@ -5,7 +5,7 @@ One table for the client, the API server, the command line and the manifest read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Kind:
         plural: the resource's name in a path, ``services``.
         namespaced: whether objects live in a namespace.
         aliases: what people type beside the plural: singular and kubectl's short names.
+        subresources: what can be asked of an object beside the object itself.
+        categories: names for many kinds at once that include this one, ``all``.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Kind:
     plural: str
     namespaced: bool
     aliases: tuple[str, ...]
+    subresources: tuple[str, ...] = field(default=(), compare=False)
+    categories: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def api_version(self) -> str:
@@ -45,15 +49,24 @@ class Kind:
         return f"{root}{scope}/{self.plural}" + (f"/{name}" if name else "")
 
 
-NAMESPACE = Kind("Namespace", "", "v1", "namespaces", False, ("namespace", "ns"))
-NODE = Kind("Node", "", "v1", "nodes", False, ("node", "no"))
-POD = Kind("Pod", "", "v1", "pods", True, ("pod", "po"))
-SERVICE = Kind("Service", "", "v1", "services", True, ("service", "svc"))
+_STATUS = ("status",)
+_WORKLOAD = ("status", "scale")
+_ALL = ("all",)
+
+NAMESPACE = Kind("Namespace", "", "v1", "namespaces", False, ("namespace", "ns"), _STATUS)
+NODE = Kind("Node", "", "v1", "nodes", False, ("node", "no"), _STATUS)
+POD = Kind("Pod", "", "v1", "pods", True, ("pod", "po"), ("status", "binding", "log", "exec"), _ALL)
+SERVICE = Kind("Service", "", "v1", "services", True, ("service", "svc"), _STATUS, _ALL)
 ENDPOINTS = Kind("Endpoints", "", "v1", "endpoints", True, ("ep",))
+EVENT = Kind("Event", "", "v1", "events", True, ("event", "ev"))
+CONFIG_MAP = Kind("ConfigMap", "", "v1", "configmaps", True, ("configmap", "cm"))
 ENDPOINT_SLICE = Kind("EndpointSlice", "discovery.k8s.io", "v1", "endpointslices", True, ("endpointslice",))
-DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", True, ("deployment", "deploy"))
-REPLICA_SET = Kind("ReplicaSet", "apps", "v1", "replicasets", True, ("replicaset", "rs"))
-SERVICE_CIDR = Kind("ServiceCIDR", "networking.k8s.io", "v1", "servicecidrs", False, ("servicecidr",))
+DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", True, ("deployment", "deploy"), _WORKLOAD, _ALL)
+REPLICA_SET = Kind("ReplicaSet", "apps", "v1", "replicasets", True, ("replicaset", "rs"), _WORKLOAD, _ALL)
+STATEFUL_SET = Kind("StatefulSet", "apps", "v1", "statefulsets", True, ("statefulset", "sts"), _WORKLOAD, _ALL)
+DAEMON_SET = Kind("DaemonSet", "apps", "v1", "daemonsets", True, ("daemonset", "ds"), _STATUS, _ALL)
+SERVICE_CIDR = Kind("ServiceCIDR", "networking.k8s.io", "v1", "servicecidrs", False, ("servicecidr",), _STATUS)
+LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases", True, ("lease",))
 
 KINDS: tuple[Kind, ...] = (
     NAMESPACE,
@@ -61,11 +74,20 @@ KINDS: tuple[Kind, ...] = (
     POD,
     SERVICE,
     ENDPOINTS,
+    EVENT,
+    CONFIG_MAP,
     ENDPOINT_SLICE,
     DEPLOYMENT,
     REPLICA_SET,
+    STATEFUL_SET,
+    DAEMON_SET,
     SERVICE_CIDR,
+    LEASE,
 )
+"""Those that are stored."""
+
+EVENT_OF_GROUP = Kind("Event", "events.k8s.io", "v1", "events", True, ("event", "ev"))
+"""Events once more, with other names for some fields (``kproxy.api.events``); what is stored is an ``EVENT``."""
 
 BY_API = {(kind.api_version, kind.name): kind for kind in KINDS}
 

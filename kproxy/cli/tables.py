@@ -309,6 +309,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("CURRENT", _count("status", "replicas")),
         Column("READY", _count("status", "readyReplicas")),
     ),
+    "StatefulSet": (
+        Column("READY", lambda obj: f"{_at(obj, ('status', 'readyReplicas')) or 0}/{_at(obj, ('spec', 'replicas'))}"),
+    ),
+    "DaemonSet": (
+        Column("DESIRED", _count("status", "desiredNumberScheduled")),
+        Column("CURRENT", _count("status", "currentNumberScheduled")),
+        Column("READY", _count("status", "numberReady")),
+        Column("UP-TO-DATE", _count("status", "updatedNumberScheduled")),
+        Column("AVAILABLE", _count("status", "numberAvailable")),
+    ),
+    "ConfigMap": (Column("DATA", lambda obj: str(len(obj.get("data") or ()) + len(obj.get("binaryData") or ()))),),
+    "Event": (Column("TYPE", _text("type")), Column("REASON", _text("reason")), Column("MESSAGE", _text("message"))),
+    "Lease": (Column("HOLDER", _text("spec", "holderIdentity")),),
     "ServiceCIDR": (Column("CIDRS", lambda obj: ",".join(obj["spec"].get("cidrs") or ()) or NONE),),
 }
 """The columns between NAME and AGE, by kind."""
@@ -330,5 +343,7 @@ WIDE: dict[str, tuple[Column, ...]] = {
     "Service": (Column("SELECTOR", lambda obj: pairs(obj["spec"].get("selector"))),),
     "Deployment": _WORKLOAD,
     "ReplicaSet": _WORKLOAD,
+    "StatefulSet": _WORKLOAD[:2],
+    "DaemonSet": _WORKLOAD,
 }
 """What ``-o wide`` adds after AGE, by kind."""

@@ -29,8 +29,10 @@ from kproxy.api.types import Object
 from kproxy.client import APPLIES_PATH, LAB_PATH
 from kproxy.cluster import statuses
 from kproxy.cluster.admission import ClusterSettings
-from kproxy.cluster.registry import Answer, DeleteOptions, Registry
+from kproxy.cluster.deletion import DeleteOptions
+from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Compacted, Event, Store
+from kproxy.cluster.writes import Answer
 from kproxy.errors import ApiError, HostError, UserError
 
 OBJECT_LIMIT = 3 * 1024 * 1024

@@ -20,7 +20,7 @@ from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
 from kproxy.cluster.controllers.ownership import controller_of, controller_reference
 from kproxy.cluster.controllers.replica_sets import is_selected
-from kproxy.cluster.registry import NAME_ALPHABET, now
+from kproxy.cluster.identity import NAME_ALPHABET, now
 from kproxy.errors import AlreadyExists
 
 HASH_LABEL = "pod-template-hash"

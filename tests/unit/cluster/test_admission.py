@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kproxy.api.kinds import POD, SERVICE
 from kproxy.api.types import Object
 from kproxy.cluster.admission import ClusterSettings
-from kproxy.cluster.registry import DeleteOptions, Registry
+from kproxy.cluster.deletion import DeleteOptions
+from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Store
 from kproxy.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
 

@@ -18,7 +18,7 @@ from running_cluster import Api, eventually, running
 from kproxy.api.kinds import ENDPOINT_SLICE, NAMESPACE, NODE, POD, SERVICE, SERVICE_CIDR
 from kproxy.api.types import Object
 from kproxy.client import Client, Snapshot, WatchEvent
-from kproxy.cluster.apiserver import Target, resolve
+from kproxy.cluster.apiserver.paths import Target, resolve
 from kproxy.errors import (
     AlreadyExists,
     ApiError,

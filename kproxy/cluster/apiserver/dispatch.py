@@ -1,0 +1,99 @@
+"""Which handler answers a request, and what every failure becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from kproxy.client import APPLIES_PATH, LAB_PATH
+from kproxy.cluster import statuses
+from kproxy.cluster.admission import ClusterSettings
+from kproxy.cluster.apiserver import reading, writing
+from kproxy.cluster.apiserver.backend import Backend
+from kproxy.cluster.apiserver.paths import Target, resolve
+from kproxy.cluster.apiserver.requests import REQUEST_LIMIT
+from kproxy.cluster.apiserver.responses import failure
+from kproxy.cluster.registry import Registry
+from kproxy.cluster.store import Store
+from kproxy.errors import ApiError, HostError, UserError
+
+_LOG = logging.getLogger(__name__)
+
+_Verb = Callable[[Backend, web.Request, Target], Awaitable[web.StreamResponse]]
+_VERBS: Mapping[tuple[str, bool, str], _Verb] = {
+    ("GET", False, ""): reading.list_or_watch,
+    ("POST", False, ""): writing.create,
+    ("GET", True, ""): reading.get,
+    ("GET", True, "status"): reading.get,
+    ("PUT", True, ""): writing.update,
+    ("PUT", True, "status"): writing.update,
+    ("PATCH", True, ""): writing.patch,
+    ("PATCH", True, "status"): writing.patch,
+    ("DELETE", True, ""): writing.delete,
+    ("POST", True, "binding"): writing.bind,
+}
+_OWN_PATHS: Mapping[tuple[str, str], Callable[[Backend, web.Request], Awaitable[web.StreamResponse]]] = {
+    ("POST", APPLIES_PATH): writing.apply,
+    ("GET", LAB_PATH): reading.show_lab,
+    ("GET", "/healthz"): reading.show_health,
+    ("GET", "/livez"): reading.show_health,
+    ("GET", "/readyz"): reading.show_health,
+}
+
+
+def make_app(store: Store, *, cluster: ClusterSettings, lab_status: Callable[[], Any]) -> web.Application:
+    """The API as an aiohttp application.
+
+    Args:
+        store: where the objects are.
+        cluster: its ranges and families.
+        lab_status: what ``GET /apis/kproxy.dev/v1alpha1/lab`` answers, as msgspec encodes it; called in a thread.
+    """
+    registry = Registry(store, cluster)
+    registry.bootstrap()
+    backend = Backend(store, registry, lab_status)
+    app = web.Application(client_max_size=REQUEST_LIMIT)
+    app.on_startup.append(backend.start)
+    app.on_shutdown.append(backend.stop)
+    app.router.add_route("*", "/{path:.*}", _handler(backend))
+    return app
+
+
+def _handler(backend: Backend) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return await _answer(backend, request)
+        except ApiError as error:
+            return failure(error)
+        except UserError as error:
+            return failure(statuses.bad_request(str(error)))
+        except web.HTTPRequestEntityTooLarge:
+            return failure(statuses.too_large(REQUEST_LIMIT))
+        except HostError as error:
+            _LOG.error("%s %s: %s", request.method, request.path, error)
+            return failure(statuses.internal(str(error)))
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug of ours: the client hears of it, the server goes on
+            _LOG.exception("%s %s", request.method, request.path)
+            return failure(statuses.internal(f"{type(error).__name__}: {error}"))
+
+    return handle
+
+
+async def _answer(backend: Backend, request: web.Request) -> web.StreamResponse:
+    path = request.raw_path.partition("?")[0]
+    own = _OWN_PATHS.get((request.method, path))
+    if own is not None:
+        return await own(backend, request)
+    target = resolve(path)
+    if target is None:
+        raise statuses.no_such_path()
+    verb = _VERBS.get((request.method, bool(target.name), target.subresource))
+    if verb is None:
+        raise statuses.method_not_allowed()
+    return await verb(backend, request, target)

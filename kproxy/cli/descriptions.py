@@ -5,12 +5,13 @@ Law: objects go in, text comes out; nothing here talks to a server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kproxy.api.kinds import Kind
-from kproxy.api.types import Object
+from kproxy.api.kinds import ENDPOINT_SLICE, NODE, SERVICE, Kind
+from kproxy.api.types import EndpointSlice, Object, Service, view
 from kproxy.cli import tables
+from kproxy.proxy import passed_over
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 """Where apply keeps what it was given; the object says the same again, so kubectl describe leaves it out."""
@@ -25,7 +26,8 @@ def describe_object(kind: Kind, obj: Object, related: Sequence[Object]) -> str:
     Args:
         kind: decides what is told.
         obj: the object.
-        related: for a Service its EndpointSlices, for a Node its pods, else empty.
+        related: objects that belong to it, each with its kind: a Service's slices and all Nodes, a slice's Service and
+            all Nodes, a Node's pods; else none.
     """
     metadata = obj["metadata"]
     lines: list[Line] = [("Name", metadata["name"])]
@@ -68,8 +70,9 @@ def _pairs(values: Mapping[str, str] | None, between: str = "=") -> list[str]:
     return [f"{key}{between}{value}" for key, value in sorted((values or {}).items())]
 
 
-def _service(obj: Object, slices: Sequence[Object]) -> list[Line]:
+def _service(obj: Object, related: Sequence[Object]) -> list[Line]:
     spec = obj["spec"]
+    slices = _of_kind(related, ENDPOINT_SLICE)
     lines: list[Line] = [
         ("Selector", tables.pairs(spec.get("selector"))),
         ("Type", spec.get("type", "ClusterIP")),
@@ -97,7 +100,30 @@ def _service(obj: Object, slices: Sequence[Object]) -> list[Line]:
             lines.append((label, spec[field]))
     if spec.get("loadBalancerSourceRanges"):
         lines.append(("LoadBalancer Source Ranges", ",".join(spec["loadBalancerSourceRanges"])))
-    return lines
+    return [*lines, *_notes(_notes_on_service(obj, related))]
+
+
+def _of_kind(objects: Sequence[Object], kind: Kind) -> list[Object]:
+    return [obj for obj in objects if obj["kind"] == kind.name]
+
+
+def _notes(words: Iterable[str]) -> list[Line]:
+    """What has no effect, where anything has none."""
+    found = list(words)
+    return [("Notes", found)] if found else []
+
+
+def _notes_on_service(obj: Object, related: Sequence[Object]) -> Iterator[str]:
+    yield from passed_over.in_service(view(obj, Service))
+    for piece in _of_kind(related, ENDPOINT_SLICE):
+        for words in _notes_on_slice(piece, [obj | {"kind": SERVICE.name}, *related]):
+            yield f"EndpointSlice {piece['metadata']['name']}: {words}"
+
+
+def _notes_on_slice(obj: Object, related: Sequence[Object]) -> Iterator[str]:
+    service = next((view(found, Service) for found in _of_kind(related, SERVICE)), None)
+    nodes = {node["metadata"]["name"] for node in _of_kind(related, NODE)}
+    return passed_over.around_slice(view(obj, EndpointSlice), service, nodes)
 
 
 def _affinity(spec: Mapping[str, Any]) -> str:
@@ -210,7 +236,7 @@ def _workload(obj: Object, _related: Sequence[Object]) -> list[Line]:
     ]
 
 
-def _slice(obj: Object, _related: Sequence[Object]) -> list[Line]:
+def _slice(obj: Object, related: Sequence[Object]) -> list[Line]:
     ports = [
         f"{port.get('name') or '<unset>'}  {port.get('port', '*')}/{port.get('protocol', 'TCP')}"
         for port in obj.get("ports") or ()
@@ -220,6 +246,7 @@ def _slice(obj: Object, _related: Sequence[Object]) -> list[Line]:
         ("AddressType", obj.get("addressType", "")),
         ("Ports", ports),
         ("Endpoints", endpoints),
+        *_notes(_notes_on_slice(obj, related)),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kproxy.api.kinds import DEPLOYMENT, KINDS, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, KINDS, NODE, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli import candidates, tables
 from kproxy.cli.connection import connect, kind_named, lab_option, namespace_option, the_lab
@@ -244,13 +244,28 @@ def describe(resources: tuple[str, ...], lab: str | None, **options: Any) -> Non
 
 
 def related(client: Client, kind: Kind, obj: Object) -> list[Object]:
-    """What a description shows beside the object: a Service's slices, a node's pods; else nothing."""
-    from kproxy.api.kinds import ENDPOINT_SLICE
+    """What a description shows beside the object, each with its kind.
+
+    A Service's slices and all Nodes; a slice's Service, if there is one, and all Nodes; a Node's pods; else nothing.
+    """
+    from kproxy.proxy.endpoints import SERVICE_NAME_LABEL
 
     metadata = obj["metadata"]
     if kind == SERVICE:
-        selector = f"kubernetes.io/service-name={metadata['name']}"
-        return client.list(ENDPOINT_SLICE, metadata["namespace"], label_selector=selector).items
-    if kind.name == "Node":
-        return client.list(POD, field_selector=f"spec.nodeName={metadata['name']}").items
+        selector = f"{SERVICE_NAME_LABEL}={metadata['name']}"
+        slices = client.list(ENDPOINT_SLICE, metadata["namespace"], label_selector=selector).items
+        return [*(_complete(ENDPOINT_SLICE, item) for item in slices), *_nodes(client)]
+    if kind == ENDPOINT_SLICE:
+        name = (metadata.get("labels") or {}).get(SERVICE_NAME_LABEL, "")
+        found = (
+            client.list(SERVICE, metadata["namespace"], field_selector=f"metadata.name={name}").items if name else []
+        )
+        return [*(_complete(SERVICE, item) for item in found), *_nodes(client)]
+    if kind == NODE:
+        pods = client.list(POD, field_selector=f"spec.nodeName={metadata['name']}").items
+        return [_complete(POD, item) for item in pods]
     return []
+
+
+def _nodes(client: Client) -> list[Object]:
+    return [_complete(NODE, item) for item in client.list(NODE).items]

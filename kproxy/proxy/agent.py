@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -26,8 +26,9 @@ from kproxy.proxy.metrics import Metrics
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import MAX_INTERVAL, Runner
-from kproxy.proxy.services import PortSpec, ServiceName
+from kproxy.proxy.services import ServiceName
 from kproxy.proxy.setup import circumstances, node_port_scope
+from kproxy.proxy.stale_flows import UdpPorts
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,19 +50,22 @@ class Command(Enum):
 class Conntrack(Protocol):
     """Something that forgets UDP flows which no longer go where they should."""
 
-    def reconcile(self, ports: Iterable[tuple[PortSpec, frozenset[str]]]) -> int:
-        """Delete stale entries; returns how many.
+    def reconcile(self, changed: Mapping[ServiceName, UdpPorts]) -> int:
+        """Delete the stale entries of Services that changed; returns how many.
+
+        Args:
+            changed: the UDP ports, as they are now, of each Service where they or their endpoints are different.
 
         Raises:
-            HostError: conntrack could not be read or written.
+            HostError: conntrack could not be read or written; what had to be done is remembered for the next time.
         """
 
 
 class HealthChecks(Protocol):
     """The health check node ports of Services."""
 
-    def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
-        """Listen on exactly these ports."""
+    def sync(self, wanted: Mapping[ServiceName, HealthCheck]) -> bool:
+        """Listen on exactly these ports; returns whether all of them could be opened."""
 
 
 class Proxier(msgspec.Struct, kw_only=True):
@@ -80,6 +84,7 @@ class Proxier(msgspec.Struct, kw_only=True):
         canary_due: when to look at the canary next.
         losing_since: when it was first seen that somebody deletes our chains; None when nobody does.
         may_have_stale_flows: UDP flows have to be looked at: not done since the start, or it failed.
+        misses_health_checks: some health check port could not be opened.
         last_fault: what made the last sync fail, but for its place in the input; empty when it succeeded.
     """
 
@@ -95,6 +100,7 @@ class Proxier(msgspec.Struct, kw_only=True):
     canary_due: float = math.inf
     losing_since: float | None = None
     may_have_stale_flows: bool = True
+    misses_health_checks: bool = False
     last_fault: str = ""
 
 
@@ -266,13 +272,12 @@ class Agent:
         self._metrics.programmed(family, proxier.tracker.pop_triggers())
         self._metrics.set_to_now(names.LAST_SYNC, family)
         self._health.updated(proxier.family)
-        proxier.health_checks.sync(proxier.tracker.health_checks())
+        if proxier.tracker.pop_health_check_changes() or proxier.misses_health_checks:
+            proxier.misses_health_checks = not proxier.health_checks.sync(proxier.tracker.health_checks)
         without = proxier.tracker.without_local_endpoints
         self._metrics.set(names.NO_LOCAL_ENDPOINTS, "internal", family, value=without.internal)
         self._metrics.set(names.NO_LOCAL_ENDPOINTS, "external", family, value=without.external)
-        if proxier.tracker.pop_udp_changes():
-            proxier.may_have_stale_flows = True
-        self._reconcile_flows(proxier, clock)
+        self._reconcile_flows(proxier, proxier.tracker.pop_udp_changes(), clock)
         self._progress.synced(is_full=is_full)
         self._report()
         _LOG.debug("%s: %s sync up to %d", family, "full" if is_full else "partial", proxier.programmed)
@@ -293,13 +298,16 @@ class Agent:
         retry = self._config.iptables_sync_period
         _LOG.log(level, "%s: sync failed; everything is written again within %g s: %s", family, retry, error)
 
-    def _reconcile_flows(self, proxier: Proxier, clock: Callable[[], float]) -> None:
+    def _reconcile_flows(
+        self, proxier: Proxier, changed: Mapping[ServiceName, UdpPorts], clock: Callable[[], float]
+    ) -> None:
         """Cannot make a sync fail; what could not be done is tried again, within a sync period."""
-        if not proxier.may_have_stale_flows:
+        if not changed and not proxier.may_have_stale_flows:
             return
+        proxier.may_have_stale_flows = True
         started, family = clock(), proxier.family.value
         try:
-            deleted = proxier.conntrack.reconcile(proxier.tracker.udp_ports())
+            deleted = proxier.conntrack.reconcile(changed)
         except HostError as error:
             _LOG.error("%s: stale UDP flows stay for now: %s", family, error)
             return
@@ -312,7 +320,9 @@ class Agent:
     def _look_at_canary(self, proxier: Proxier, clock: Callable[[], float]) -> None:
         now = clock()
         proxier.canary_due = now + self._config.iptables_sync_period
-        self._reconcile_flows(proxier, clock)  # if that failed after a sync
+        self._reconcile_flows(proxier, {}, clock)  # if that failed after a sync
+        for words in proxier.tracker.pop_oddities():  # here, for by now it has lasted: a change may come in pieces
+            _LOG.warning("%s", words)
         try:
             condition = proxier.backend.condition()
         except HostError as error:

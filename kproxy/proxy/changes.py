@@ -12,10 +12,12 @@ from typing import NamedTuple
 import msgspec
 
 from kproxy.api.types import EndpointSlice, Node, Service, ServiceCIDR
+from kproxy.proxy import passed_over
 from kproxy.proxy.endpoints import Endpoint, PortKey, from_slices, local_ready_addresses, service_of
 from kproxy.proxy.family import Family
 from kproxy.proxy.plan import Circumstances, NodePortScope, PlanDelta, PortPlan, Refusal, plan_port
 from kproxy.proxy.services import PortSpec, ServiceName, ServicePortName, port_specs
+from kproxy.proxy.stale_flows import UdpPorts
 
 Tracked = Service | EndpointSlice | Node | ServiceCIDR
 
@@ -90,11 +92,17 @@ class Tracker:
         self._ports_of_plans: dict[ServiceName, tuple[ServicePortName, ...]] = {}
         self._planned_for: Circumstances | None = None
         self._dirty: set[ServiceName] = set()
-        self._has_udp_changes = False
+        self._udp_changes: set[ServiceName] = set()
         self._changed_services: set[ServiceName] = set()
         self._changed_slices = 0
         self._triggers: dict[ServiceName, list[float]] = {}
         self._without_local: dict[ServiceName, WithoutLocal] = {}
+        self._without_local_sum = WithoutLocal(0, 0)
+        self._health_checks: dict[ServiceName, HealthCheck] = {}
+        self._has_health_check_changes = True
+        self._odd_addresses: dict[ServiceName, tuple[str, ...]] = {}
+        self._unread: set[ServiceName] = set()
+        self._told: dict[ServiceName, frozenset[str]] = {}
 
     @property
     def is_dirty(self) -> bool:
@@ -113,6 +121,7 @@ class Tracker:
     def _take_service(self, name: ServiceName, service: Service | None) -> None:
         before = self._specs.get(name, {})
         after = port_specs(service, self._family) if service else {}
+        self._take_odd_addresses(name, service if after else None)
         if before == after:
             return
         self._mark(name, (*before, *after))
@@ -121,6 +130,13 @@ class Tracker:
             self._specs[name] = after
         else:
             del self._specs[name]
+        self._check_health(name)
+
+    def _take_odd_addresses(self, name: ServiceName, service: Service | None) -> None:
+        self._unread.add(name)
+        self._odd_addresses.pop(name, None)
+        if odd := tuple(passed_over.in_service(service)) if service else ():
+            self._odd_addresses[name] = odd
 
     def _take_slice(self, slice_name: ServiceName, slice_: EndpointSlice | None) -> None:
         """A slice may move to another Service by its label; both are then looked at again."""
@@ -139,6 +155,7 @@ class Tracker:
 
     def _refresh(self, service: ServiceName) -> bool:
         """Merge a Service's slices anew; returns whether that made a difference."""
+        self._unread.add(service)
         slices = self._slices[service]
         before = self._endpoints.get(service, {})
         after = from_slices((slices[name] for name in sorted(slices)), self._family, self._node_name)
@@ -152,11 +169,21 @@ class Tracker:
             self._endpoints[service] = after
         else:
             del self._endpoints[service]
+        self._check_health(service)
         return True
 
     def _mark(self, service: ServiceName, ports: Iterable[PortKey | ServicePortName]) -> None:
         self._dirty.add(service)
-        self._has_udp_changes |= any(port.protocol == "UDP" for port in ports)
+        if any(port.protocol == "UDP" for port in ports):
+            self._udp_changes.add(service)
+
+    def _check_health(self, service: ServiceName) -> None:
+        port = next((spec.health_check_node_port for spec in self._specs.get(service, {}).values()), 0)
+        before = self._health_checks.pop(service, None)
+        after = HealthCheck(port, local_ready_addresses(self._endpoints.get(service, {}))) if port else None
+        if after:
+            self._health_checks[service] = after
+        self._has_health_check_changes |= before != after
 
     def delta(self, around: Circumstances, node_ports: NodePortScope, *, is_full: bool = False) -> PlanDelta:
         """What has changed since the last delta; with ``is_full`` everything there is, as a delta from nothing.
@@ -190,7 +217,7 @@ class Tracker:
     def _plan(self, service: ServiceName, around: Circumstances) -> None:
         for name in self._ports_of_plans.pop(service, ()):
             del self._plans[name]
-        self._without_local.pop(service, None)
+        self._set_without_local(service, WithoutLocal(0, 0))
         specs = self._specs.get(service, {})
         if not specs:
             return
@@ -199,8 +226,15 @@ class Tracker:
         self._ports_of_plans[service] = tuple(specs)
         internal = sum(plan.internal.refusal is Refusal.DROP for plan in plans.values())
         external = sum(plan.external.refusal is Refusal.DROP for plan in plans.values())
-        if internal or external:
-            self._without_local[service] = WithoutLocal(internal, external)
+        self._set_without_local(service, WithoutLocal(internal, external))
+
+    def _set_without_local(self, service: ServiceName, now: WithoutLocal) -> None:
+        before = self._without_local.pop(service, WithoutLocal(0, 0))
+        if any(now):
+            self._without_local[service] = now
+        total = self._without_local_sum
+        internal, external = (all_ - old + new for all_, old, new in zip(total, before, now, strict=True))
+        self._without_local_sum = WithoutLocal(internal, external)
 
     def _endpoints_of(self, service: ServiceName, spec: PortSpec) -> Sequence[Endpoint]:
         return self._endpoints.get(service, {}).get(PortKey(spec.name.port, spec.name.protocol), ())
@@ -215,8 +249,7 @@ class Tracker:
     @property
     def without_local_endpoints(self) -> WithoutLocal:
         """Ports whose traffic is dropped on this node for want of a local endpoint, as of the last delta."""
-        found = self._without_local.values()
-        return WithoutLocal(sum(each.internal for each in found), sum(each.external for each in found))
+        return self._without_local_sum
 
     def pop_triggers(self) -> list[float]:
         """When the endpoint changes happened that were taken in since this was asked last; seconds since the epoch."""
@@ -224,27 +257,57 @@ class Tracker:
         self._triggers.clear()
         return moments
 
-    def pop_udp_changes(self) -> bool:
-        """Whether a UDP port, or its endpoints, changed since this was asked last."""
-        had, self._has_udp_changes = self._has_udp_changes, False
-        return had
+    def pop_udp_changes(self) -> dict[ServiceName, UdpPorts]:
+        """The Services whose UDP ports, or their endpoints, changed since this was asked last, as they are now."""
+        changed = {service: self._udp_ports_of(service) for service in self._udp_changes}
+        self._udp_changes.clear()
+        return changed
+
+    def pop_oddities(self) -> list[str]:
+        """What has no effect here and was not told before, a sentence each; a Service that is put right may tell again.
+
+        What a proxier of another family handles is not looked at, nor slices of which there is no Service (yet).
+        """
+        found: list[str] = []
+        for service in self._unread:
+            now = frozenset(self._oddities(service))
+            found += sorted(now - self._told.pop(service, frozenset()))
+            if now:
+                self._told[service] = now
+        self._unread.clear()
+        return found
+
+    def _oddities(self, service: ServiceName) -> Iterator[str]:
+        specs = self._specs.get(service)
+        if not specs:
+            return
+        yield from (f'Service "{service}": {words}' for words in self._odd_addresses.get(service, ()))
+        ports = {PortKey(name.port, name.protocol) for name in specs}
+        for name, slice_ in self._slices.get(service, {}).items():
+            for words in passed_over.in_slice(slice_, self._family, ports):
+                yield f'EndpointSlice "{service.namespace}/{name}": {words}'
 
     def udp_ports(self) -> Iterator[tuple[PortSpec, frozenset[str]]]:
         """Every UDP service port and its serving endpoints ("ip:port"), whatever policies say."""
-        for service, specs in self._specs.items():
-            for spec in specs.values():
-                if spec.name.protocol == "UDP":
-                    endpoints = self._endpoints_of(service, spec)
-                    yield spec, frozenset(endpoint.address for endpoint in endpoints if endpoint.is_serving)
+        for service in self._specs:
+            yield from self._udp_ports_of(service)
 
-    def health_checks(self) -> dict[ServiceName, HealthCheck]:
+    def _udp_ports_of(self, service: ServiceName) -> UdpPorts:
+        return tuple(
+            (spec, frozenset(each.address for each in self._endpoints_of(service, spec) if each.is_serving))
+            for spec in self._specs.get(service, {}).values()
+            if spec.name.protocol == "UDP"
+        )
+
+    @property
+    def health_checks(self) -> Mapping[ServiceName, HealthCheck]:
         """The Services that have a health check node port."""
-        found = {}
-        for service, specs in self._specs.items():
-            port = next((spec.health_check_node_port for spec in specs.values()), 0)
-            if port:
-                found[service] = HealthCheck(port, local_ready_addresses(self._endpoints.get(service, {})))
-        return found
+        return self._health_checks
+
+    def pop_health_check_changes(self) -> bool:
+        """Whether any of ``health_checks`` changed since this was asked last."""
+        had, self._has_health_check_changes = self._has_health_check_changes, False
+        return had
 
 
 def _trigger_time(slice_: EndpointSlice) -> float | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kproxy.api.types import EndpointSlice, SliceEndpoint
+from kproxy.api.types import EndpointSlice, SliceEndpoint, SlicePort
 from kproxy.proxy.family import Family, canonical_address
 from kproxy.proxy.services import PortSpec
 
@@ -100,12 +100,24 @@ def from_slices(slices: Iterable[EndpointSlice], family: Family, node_name: str)
         if slice_.address_type != family.value:
             continue
         for port in slice_.ports or ():
-            if port.name is None or not port.port:
+            key = port_key(port)
+            if key is None or port.port is None:
                 continue
-            found = merged.setdefault(PortKey(port.name, port.protocol or "TCP"), {})
+            found = merged.setdefault(key, {})
             for entry in slice_.endpoints or ():
                 _merge(found, _endpoint(entry, port.port, family, node_name))
     return {key: tuple(found[address] for address in sorted(found)) for key, found in merged.items()}
+
+
+def port_key(port: SlicePort) -> PortKey | None:
+    """How a slice's port finds the Service's; None when it has no name or no number, and is passed over."""
+    return PortKey(port.name, port.protocol or "TCP") if port.name is not None and port.port else None
+
+
+def first_address(entry: SliceEndpoint, family: Family) -> str:
+    """An endpoint's first address, the only one read, canonical; empty when there is none of the family."""
+    text = entry.addresses[0] if entry.addresses else ""
+    return canonical_address(text) if family.has(text) else ""
 
 
 def _merge(found: dict[str, Endpoint], endpoint: Endpoint | None) -> None:
@@ -115,8 +127,8 @@ def _merge(found: dict[str, Endpoint], endpoint: Endpoint | None) -> None:
 
 
 def _endpoint(entry: SliceEndpoint, port: int, family: Family, node_name: str) -> Endpoint | None:
-    """One endpoint; None when its first address, the only one read, is missing or no address."""
-    address = canonical_address(entry.addresses[0]) if entry.addresses else ""
+    """One endpoint; None when it has no address of the family."""
+    address = first_address(entry, family)
     if not address:
         return None
     conditions = entry.conditions

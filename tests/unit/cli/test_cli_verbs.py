@@ -231,6 +231,27 @@ def test_describe_tells_ports_and_policy(run: Run) -> None:
     assert "Replicas: 2 desired | 0 updated | 0 total | 0 available" in squeezed(run("describe", "deploy", "web").out)
 
 
+def test_describe_tells_what_has_no_effect(run: Run) -> None:
+    slice_ = """\
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: mine, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.9], nodeName: node9}]
+ports: [{name: http, port: 8080}]
+"""
+    run("apply", "--wait=0", "-f", "-", stdin=WEB + "---\n" + slice_)
+    notes = [
+        'ports[0]: Service "default/web" has no TCP port named "http": no traffic comes here',
+        'there is no Node "node9": endpoints[0] remote everywhere',
+    ]
+    assert squeezed(run("describe", "endpointslice", "mine").out)[-2:] == [f"Notes: {notes[0]}", notes[1]]
+    assert squeezed(run("describe", "svc", "web").out)[-2:] == [
+        f"Notes: EndpointSlice mine: {notes[0]}",
+        f"EndpointSlice mine: {notes[1]}",
+    ]
+
+
 def test_delete_by_file_and_by_name(run: Run) -> None:
     run("apply", "--wait=0", "-f", "-", stdin=WEB)
     by_name = run("delete", "--wait=0", "svc/web")

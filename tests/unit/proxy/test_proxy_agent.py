@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -55,14 +56,15 @@ class Nothing:
         self.error: HostError | None = None
         self.health_checks: dict[ServiceName, HealthCheck] = {}
 
-    def reconcile(self, ports: Any) -> int:
+    def reconcile(self, changed: Any) -> int:
         self.udp_passes += 1
         if self.error:
             raise self.error
         return 0
 
-    def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
-        self.health_checks = wanted
+    def sync(self, wanted: Mapping[ServiceName, HealthCheck]) -> bool:
+        self.health_checks = dict(wanted)
+        return True
 
 
 class World:
@@ -189,6 +191,23 @@ def test_edit_without_effect_writes_nothing() -> None:
 
     assert len(world.backend.deltas) == 1
     assert world.resource_version == "2"
+
+
+def test_what_has_no_effect_is_told_once_when_it_has_lasted(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(iptables_sync_period=30.0)
+    world.tell(service(), endpoints("10.244.0.2"))
+    world.tell(endpoints("10.244.0.2", protocol="UDP"), rv=2)
+    world.sleep(3.0)
+    assert caplog.messages == []
+
+    world.sleep(100.0)
+    world.tell(endpoints("10.244.0.3", protocol="UDP"), rv=3)
+    world.sleep(100.0)
+
+    assert caplog.messages == [
+        'EndpointSlice "default/web-1": ports[0]: Service "default/web" has no UDP port named "http": '
+        "no traffic comes here"
+    ]
 
 
 def test_failed_sync_is_repeated_in_full_after_the_sync_period() -> None:

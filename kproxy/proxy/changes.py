@@ -84,6 +84,7 @@ class Tracker:
     def __init__(self, family: Family, node_name: str) -> None:
         self._family = family
         self._node_name = node_name
+        self._services: dict[ServiceName, Service] = {}
         self._specs: dict[ServiceName, dict[ServicePortName, PortSpec]] = {}
         self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
         self._slice_owner: dict[ServiceName, ServiceName] = {}
@@ -100,7 +101,6 @@ class Tracker:
         self._without_local_sum = WithoutLocal(0, 0)
         self._health_checks: dict[ServiceName, HealthCheck] = {}
         self._has_health_check_changes = True
-        self._odd_addresses: dict[ServiceName, tuple[str, ...]] = {}
         self._unread: set[ServiceName] = set()
         self._told: dict[ServiceName, frozenset[str]] = {}
 
@@ -121,7 +121,11 @@ class Tracker:
     def _take_service(self, name: ServiceName, service: Service | None) -> None:
         before = self._specs.get(name, {})
         after = port_specs(service, self._family) if service else {}
-        self._take_odd_addresses(name, service if after else None)
+        self._unread.add(name)
+        if service and after:
+            self._services[name] = service
+        else:
+            self._services.pop(name, None)
         if before == after:
             return
         self._mark(name, (*before, *after))
@@ -131,12 +135,6 @@ class Tracker:
         else:
             del self._specs[name]
         self._check_health(name)
-
-    def _take_odd_addresses(self, name: ServiceName, service: Service | None) -> None:
-        self._unread.add(name)
-        self._odd_addresses.pop(name, None)
-        if odd := tuple(passed_over.in_service(service)) if service else ():
-            self._odd_addresses[name] = odd
 
     def _take_slice(self, slice_name: ServiceName, slice_: EndpointSlice | None) -> None:
         """A slice may move to another Service by its label; both are then looked at again."""
@@ -278,11 +276,10 @@ class Tracker:
         return found
 
     def _oddities(self, service: ServiceName) -> Iterator[str]:
-        specs = self._specs.get(service)
-        if not specs:
+        if service not in self._services:
             return
-        yield from (f'Service "{service}": {words}' for words in self._odd_addresses.get(service, ()))
-        ports = {PortKey(name.port, name.protocol) for name in specs}
+        yield from (f'Service "{service}": {words}' for words in passed_over.in_service(self._services[service]))
+        ports = {PortKey(name.port, name.protocol) for name in self._specs[service]}
         for name, slice_ in self._slices.get(service, {}).items():
             for words in passed_over.in_slice(slice_, self._family, ports):
                 yield f'EndpointSlice "{service.namespace}/{name}": {words}'

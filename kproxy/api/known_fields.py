@@ -33,6 +33,7 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
         "outside": "ClusterNetwork",
         "clients": "[ClusterClient]",
         "externalRoutes": "[ClusterRoute]",
+        "loadBalancer": "ClusterLoadBalancer",
         "proxy": "ClusterProxy",
         "images": "[ClusterImage]",
     },
@@ -48,6 +49,7 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
     "ClusterPodNetwork": {"mode": "string", "cidrs": "[string]"},
     "ClusterClient": {"name": "string", "addresses": "[string]"},
     "ClusterRoute": {"to": "string", "via": "string"},
+    "ClusterLoadBalancer": {"kind": "string", "cidrs": "[string]"},
     "ClusterProxy": {"mode": "string", "variant": "string", "flags": "{scalar}"},
     "ClusterImage": {"match": "string", "command": "[string]"},
 }
@@ -185,6 +187,16 @@ def child(path: str, key: str) -> str:
     if not _PLAIN_KEY.fullmatch(key):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key
+
+
+def kinds() -> dict[tuple[str, str], str]:
+    """The type of each kind, by apiVersion and kind."""
+    return {(name.rpartition("/")[0], name.rpartition("/")[2]): of for name, of in _table()[0].items()}
+
+
+def fields_of(type_name: str) -> dict[str, str]:
+    """The type of each field of a type, as ``generate_known_fields`` writes it; empty for a type without fields."""
+    return _table()[1].get(type_name, {})
 
 
 @functools.cache

@@ -186,6 +186,31 @@ def _replica_set(obj: Object) -> None:
     _pod_spec(_object(_object(spec, "template"), "spec"))
 
 
+def _stateful_set(obj: Object) -> None:
+    spec = _object(obj, "spec")
+    _set(spec, podManagementPolicy="OrderedReady")
+    strategy = _object(spec, "updateStrategy")
+    _set(strategy, type="RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        _object(strategy, "rollingUpdate").setdefault("partition", 0)
+    _set(_object(spec, "persistentVolumeClaimRetentionPolicy"), whenDeleted="Retain", whenScaled="Retain")
+    spec.setdefault("replicas", 1)
+    spec.setdefault("revisionHistoryLimit", 10)
+    _pod_spec(_object(_object(spec, "template"), "spec"))
+
+
+def _daemon_set(obj: Object) -> None:
+    spec = _object(obj, "spec")
+    strategy = _object(spec, "updateStrategy")
+    _set(strategy, type="RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        rolling = _object(strategy, "rollingUpdate")
+        rolling.setdefault("maxUnavailable", 1)
+        rolling.setdefault("maxSurge", 0)
+    spec.setdefault("revisionHistoryLimit", 10)
+    _pod_spec(_object(_object(spec, "template"), "spec"))
+
+
 def _namespace(obj: Object) -> None:
     metadata = _object(obj, "metadata")
     if metadata.get("name"):
@@ -219,6 +244,8 @@ _BY_KIND: Final[dict[str, Callable[[Object], None]]] = {
     "Pod": _pod,
     "Deployment": _deployment,
     "ReplicaSet": _replica_set,
+    "StatefulSet": _stateful_set,
+    "DaemonSet": _daemon_set,
     "Namespace": _namespace,
     "EndpointSlice": _endpoint_slice,
     "Endpoints": _endpoints,

@@ -22,6 +22,8 @@ _LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN: Final = rf"{_LABEL}(\.{_LABEL})*"
 _QUALIFIED: Final = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
 _LABEL_VALUE: Final = f"({_QUALIFIED})?"
+_CONFIG_KEY = r"[-._a-zA-Z0-9]+"
+_CONFIG_KEY_WORDS = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'"
 _PERCENT: Final = "[0-9]+%"
 
 _LABEL_WORDS: Final = (
@@ -136,6 +138,18 @@ def env_name(value: str) -> list[str]:
     if all(" " <= letter <= "~" and letter != "=" for letter in value):
         return []
     return ["a valid environment variable name must consist only of printable ASCII characters other than '='"]
+
+
+def config_key(value: str) -> list[str]:
+    """Complaints about a key of a ConfigMap (Kubernetes: validation.IsConfigMapKey)."""
+    errors = _longer_than(value, 253)
+    if not re.fullmatch(_CONFIG_KEY, value):
+        errors.append(_regex(_CONFIG_KEY_WORDS, _CONFIG_KEY, "key.name", "KEY_NAME", "key-name"))
+    if value in (".", ".."):
+        errors.append(f"must not be '{value}'")
+    elif value.startswith(".."):
+        errors.append("must not start with '..'")
+    return errors
 
 
 def ip_address(value: str) -> list[str]:

@@ -15,7 +15,7 @@ from kproxy.api.defaults import default
 from kproxy.api.field_errors import INVALID, FieldError, required
 from kproxy.api.kinds import BY_API, NODE, Kind
 from kproxy.api.types import Object
-from kproxy.api.validation import cluster_scoped, endpoints, metadata, pods, services, workloads
+from kproxy.api.validation import cluster_scoped, endpoints, metadata, pods, records, services, workloads
 
 __all__ = ["prepare", "validate"]
 
@@ -44,6 +44,11 @@ _RULES: Final[dict[str, _Rules]] = {
     "Pod": _Rules(formats.dns_subdomain, pods.check, pods.check_update),
     "Deployment": _Rules(formats.dns_subdomain, workloads.check_deployment, workloads.check_update),
     "ReplicaSet": _Rules(formats.dns_subdomain, workloads.check_replica_set, workloads.check_update),
+    "StatefulSet": _Rules(formats.dns_label, workloads.check_stateful_set, workloads.check_stateful_set_update),
+    "DaemonSet": _Rules(formats.dns_subdomain, workloads.check_daemon_set, workloads.check_update),
+    "ConfigMap": _Rules(formats.dns_subdomain, records.check_config_map, records.check_config_map_update),
+    "Event": _Rules(formats.dns_subdomain, records.check_event),
+    "Lease": _Rules(formats.dns_subdomain, records.check_lease),
 }
 
 

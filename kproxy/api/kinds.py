@@ -65,6 +65,7 @@ DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", True, ("deployment"
 REPLICA_SET = Kind("ReplicaSet", "apps", "v1", "replicasets", True, ("replicaset", "rs"), _WORKLOAD, _ALL)
 STATEFUL_SET = Kind("StatefulSet", "apps", "v1", "statefulsets", True, ("statefulset", "sts"), _WORKLOAD, _ALL)
 DAEMON_SET = Kind("DaemonSet", "apps", "v1", "daemonsets", True, ("daemonset", "ds"), _STATUS, _ALL)
+CONTROLLER_REVISION = Kind("ControllerRevision", "apps", "v1", "controllerrevisions", True, ("controllerrevision",))
 SERVICE_CIDR = Kind("ServiceCIDR", "networking.k8s.io", "v1", "servicecidrs", False, ("servicecidr",), _STATUS)
 LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases", True, ("lease",))
 
@@ -81,6 +82,7 @@ KINDS: tuple[Kind, ...] = (
     REPLICA_SET,
     STATEFUL_SET,
     DAEMON_SET,
+    CONTROLLER_REVISION,
     SERVICE_CIDR,
     LEASE,
 )

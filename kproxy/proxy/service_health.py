@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http.server import ThreadingHTTPServer
 
 import msgspec
@@ -51,8 +51,8 @@ class ServiceHealthServers:
         self._is_healthy = is_healthy
         self._open: dict[ServiceName, _Open] = {}
 
-    def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
-        """Listen on exactly these ports; one that cannot be opened is tried again at the next sync."""
+    def sync(self, wanted: Mapping[ServiceName, HealthCheck]) -> bool:
+        """Listen on exactly these ports; returns whether all could be opened: the next call tries the others again."""
         for service, opened in list(self._open.items()):
             if service not in wanted or wanted[service].port != opened.port:
                 self._close(service)
@@ -61,6 +61,7 @@ class ServiceHealthServers:
             opened.local_endpoints = check.local_endpoints
             if not opened.servers:
                 self._listen(service, opened)
+        return all(opened.servers for opened in self._open.values())
 
     def _listen(self, service: ServiceName, opened: _Open) -> None:
         def respond(_query: str) -> Answer:

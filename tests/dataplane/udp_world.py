@@ -42,7 +42,7 @@ _NAMESPACE = {"A": "pod2", "B": "pod3"}
 
 WITHOUT_RECONCILER = (
     "from kproxy.proxy.conntrack import ConntrackReconciler; "
-    "ConntrackReconciler.reconcile = lambda self, ports: 0; "
+    "ConntrackReconciler.reconcile = lambda self, changed: 0; "
     "from kproxy.cli.main import main; main()"
 )
 """`kproxy` whose UDP flows nobody looks after: what tests of flows have to fail with."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from fake_iptables import FakeIptables, Table, target_of
@@ -31,10 +31,10 @@ from kproxy.proxy.metrics import Metrics
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import MAX_INTERVAL, Runner
-from kproxy.proxy.services import PortSpec, ServiceName
+from kproxy.proxy.services import ServiceName
 from kproxy.proxy.setup import HostFeatures, circumstances, iptables_settings, node_port_scope
 from kproxy.proxy.sources.api import Known
-from kproxy.proxy.stale_flows import Place, answerers, frontends, is_stale
+from kproxy.proxy.stale_flows import Place, UdpFrontends, UdpPorts, answerers, frontends, is_stale
 
 EVENTS = 200
 NODE = "node1"
@@ -91,19 +91,26 @@ class FakeConntrack:
     def __init__(self) -> None:
         self.flows: set[tuple[Place, Place]] = set()
         self.does_fail = False
-        self._known: set[Place] = set()
+        self._frontends = UdpFrontends()
+        self._ports: dict[ServiceName, UdpPorts] = {}
 
-    def reconcile(self, ports: Iterable[tuple[PortSpec, frozenset[str]]]) -> int:
+    def reconcile(self, changed: Mapping[ServiceName, UdpPorts]) -> int:
         """Forget flows to who may not answer, as ``ConntrackReconciler`` does."""
-        current = frontends(ports)
+        self._frontends.take(changed)
+        self._ports.update(changed)
         if self.does_fail:
             self.does_fail = False
             raise HostError("cannot reconcile conntrack: told to fail")
-        allowed = answerers(current, self._known - current.keys(), NODE_IPS.values())
-        self._known = set(current)
+        allowed = self._frontends.allowed(NODE_IPS.values())
+        self._frontends.done()
         stale = {flow for flow in self.flows if is_stale(*flow, allowed)}
         self.flows -= stale
         return len(stale)
+
+    def refuses(self, place: Place) -> bool:
+        """Whether there is a rule that refuses packets to it: then no entry of them is made."""
+        found = frontends(port for ports in self._ports.values() for port in ports)
+        return found.get(place) == frozenset()
 
 
 class FakeHealthChecks:
@@ -112,9 +119,10 @@ class FakeHealthChecks:
     def __init__(self) -> None:
         self.wanted: dict[ServiceName, HealthCheck] = {}
 
-    def sync(self, wanted: dict[ServiceName, HealthCheck]) -> None:
+    def sync(self, wanted: Mapping[ServiceName, HealthCheck]) -> bool:
         """Listen on exactly these ports."""
-        self.wanted = wanted
+        self.wanted = dict(wanted)
+        return True
 
 
 class Side:
@@ -292,6 +300,8 @@ class Simulation:
         if not found:
             return
         (address, port), places = self.rng.choice(sorted(found.items()))
+        if not places and side.conntrack.refuses((address, port)):
+            return
         answerer = self.rng.choice(sorted(places) or [(address, port)])
         side.conntrack.flows.add(((address or NODE_IPS[side.family], port), answerer))
         self._note(f"a UDP flow to {address}:{port}, answered by {answerer}")
@@ -459,7 +469,7 @@ class Simulation:
         for side in self.sides:
             self._check_rules(side)
             fresh = self._fresh(side)
-            assert side.health_checks.wanted == fresh.health_checks()
+            assert side.health_checks.wanted == fresh.health_checks
             allowed = answerers(frontends(fresh.udp_ports()), (), NODE_IPS.values())
             stale = [flow for flow in side.conntrack.flows if is_stale(*flow, allowed)]
             assert not stale, f"{side.family.value}: flows that go nowhere: {stale}"

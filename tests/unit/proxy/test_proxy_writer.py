@@ -186,7 +186,7 @@ import socket, subprocess
 from kproxy.proxy.conntrack import ConntrackReconciler
 from kproxy.proxy.family import Family
 from kproxy.proxy.netlink import local_addresses, make_counters
-from kproxy.proxy.services import PortSpec, ServicePortName
+from kproxy.proxy.services import PortSpec, ServiceName, ServicePortName
 
 def ip(*words):
     subprocess.run(["ip", *words], check=True)
@@ -221,16 +221,17 @@ def who_gets_it():
         return address
 
 spec = PortSpec(ServicePortName("default", "dns", "", "UDP"), "10.96.0.10", 53)
+dns = ServiceName("default", "dns")
 reconciler = ConntrackReconciler(Family.IPV4, local_addresses)
 dnat_to("10.244.0.2")
 assert who_gets_it() == "10.244.0.2"
 dnat_to("10.244.0.3")
-assert reconciler.reconcile([(spec, frozenset({"10.244.0.2:5353", "10.244.0.3:5353"}))]) == 0
+assert reconciler.reconcile({dns: ((spec, frozenset({"10.244.0.2:5353", "10.244.0.3:5353"})),)}) == 0
 assert who_gets_it() == "10.244.0.2"
-assert reconciler.reconcile([(spec, frozenset({"10.244.0.3:5353"}))]) == 1
+assert reconciler.reconcile({dns: ((spec, frozenset({"10.244.0.3:5353"})),)}) == 1
 assert who_gets_it() == "10.244.0.3"
-assert reconciler.reconcile([]) == 1
-assert reconciler.reconcile([]) == 0
+assert reconciler.reconcile({dns: ()}) == 1
+assert reconciler.reconcile({}) == 0
 """
 
 

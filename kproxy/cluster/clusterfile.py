@@ -34,6 +34,9 @@ NODE_NETWORKS: Final = ("192.168.1.0/24", "fd00:1::/64")
 POD_NETWORKS: Final = ("10.244.0.0/16", "fd00:10:244::/48")
 SERVICE_NETWORKS: Final = ("10.96.0.0/12", "fd00:10:96::/112")
 OUTSIDE_NETWORKS: Final = ("203.0.113.0/24", "2001:db8:113::/64")
+LOAD_BALANCER_NETWORKS: Final = ("198.51.100.0/24", "2001:db8:198::/112")
+LOAD_BALANCERS: Final = ("l2", "nlb", "classic", "none")
+"""What may serve Services of type LoadBalancer; ``none`` leaves them to somebody else."""
 NODE_PORT_RANGE: Final = "30000-32767"
 DEFAULT_NODES: Final = 3
 MAX_NODES: Final = 100
@@ -105,6 +108,18 @@ class ExternalRoute(Value, frozen=True):
     via: str
 
 
+class LoadBalancerConfig(Value, frozen=True):
+    """Who serves Services of type LoadBalancer.
+
+    Attributes:
+        kind: one of `LOAD_BALANCERS`, for Services that do not choose themselves.
+        cidrs: the pool, one network a family in the order of the cluster's; empty where externalRoutes have the pool.
+    """
+
+    kind: str = "none"
+    cidrs: tuple[str, ...] = ()
+
+
 class ImageCommand(Value, frozen=True):
     """Images that match the pattern run this local command instead of the echo server."""
 
@@ -134,6 +149,7 @@ class ClusterConfig(Value, frozen=True):
     gateway_addresses: tuple[str, ...]
     clients: tuple[ClientConfig, ...]
     external_routes: tuple[ExternalRoute, ...]
+    load_balancer: LoadBalancerConfig
     proxy: ProxyConfig
     images: tuple[ImageCommand, ...]
 
@@ -211,6 +227,11 @@ class _RouteSpec(Value, frozen=True):
     via: str = ""
 
 
+class _LoadBalancerSpec(Value, frozen=True):
+    kind: str | None = None
+    cidrs: tuple[str, ...] = ()
+
+
 class _ImageSpec(Value, frozen=True):
     match: str = ""
     command: tuple[str, ...] = ()
@@ -226,6 +247,7 @@ class _Spec(Value, frozen=True):
     outside: _Networks = _Networks()
     clients: tuple[_ClientSpec, ...] | None = None
     external_routes: tuple[_RouteSpec, ...] = ()
+    load_balancer: _LoadBalancerSpec = _LoadBalancerSpec()
     proxy: _ProxySpec = _ProxySpec()
     images: tuple[_ImageSpec, ...] = ()
 
@@ -314,6 +336,7 @@ class _Builder:
         nodes = self._nodes(networks, proxy, overrides)
         clients = self._clients(networks["outside"], [node.name for node in nodes])
         routes = self._external_routes([node.name for node in nodes], networks)
+        balancer = self._load_balancer(routes, [entry for entries in networks.values() for entry in entries])
         mode = overrides.network or self.spec.pod_network.mode or "host-gw"
         if mode not in ("host-gw", "vxlan"):
             self.errors.append(not_supported("spec.podNetwork.mode", mode, ("host-gw", "vxlan")))
@@ -336,6 +359,7 @@ class _Builder:
             gateway_addresses=tuple(str(entry.network[1]) for entry in networks["outside"]),
             clients=clients,
             external_routes=routes,
+            load_balancer=balancer,
             proxy=proxy,
             images=images,
         )
@@ -386,10 +410,13 @@ class _Builder:
 
     def _refuse_overlaps(self, entries: Sequence[_Named]) -> None:
         for index, entry in enumerate(entries):
-            for other in entries[:index]:
-                if _overlap(entry.network, other.network):
-                    detail = f"overlaps with {other.network} ({other.field})"
-                    self.errors.append(invalid(entry.field, str(entry.network), detail))
+            self._refuse_overlaps_with(entry, entries[:index])
+
+    def _refuse_overlaps_with(self, entry: _Named, others: Sequence[_Named]) -> None:
+        for other in others:
+            if _overlap(entry.network, other.network):
+                detail = f"overlaps with {other.network} ({other.field})"
+                self.errors.append(invalid(entry.field, str(entry.network), detail))
 
     def _proxy(self, field: str, spec: _ProxySpec, overrides: Overrides) -> ProxyConfig:
         mode = overrides.proxy_mode or spec.mode or "iptables"
@@ -561,6 +588,20 @@ class _Builder:
                     self.errors.append(invalid(f"{field}.to", spec.to, detail))
             routes.append(ExternalRoute(str(network), spec.via))
         return tuple(routes)
+
+    def _load_balancer(self, routes: Sequence[ExternalRoute], others: Sequence[_Named]) -> LoadBalancerConfig:
+        """Who serves load balancers; a file that routes external addresses itself has said who: nobody of ours."""
+        spec, field = self.spec.load_balancer, "spec.loadBalancer"
+        if spec.kind is not None and spec.kind not in LOAD_BALANCERS:
+            self.errors.append(not_supported(f"{field}.kind", spec.kind, LOAD_BALANCERS))
+        taken = [*others, *(_Named("spec.externalRoutes", ip_network(route.to)) for route in routes)]
+        pool = self._networks(f"{field}.cidrs", spec.cidrs, LOAD_BALANCER_NETWORKS)
+        if spec.cidrs or spec.kind not in (None, "none"):
+            for entry in pool:
+                self._refuse_overlaps_with(entry, taken)
+        is_free = not any(_overlap(entry.network, other.network) for entry in pool for other in taken)
+        kind = spec.kind or (LOAD_BALANCERS[0] if spec.cidrs or (is_free and not routes) else "none")
+        return LoadBalancerConfig(kind, _texts(pool) if is_free else ())
 
     def _images(self) -> tuple[ImageCommand, ...]:
         for index, image in enumerate(self.spec.images):

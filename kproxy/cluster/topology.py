@@ -6,7 +6,7 @@ Law: nothing here touches the system, and the same configuration always gives th
 
 Nodes reach each other's pods by routes to the node's address (`host-gw`) or through a tunnel (`vxlan`). A tunnel end
 carries the node's own address as /32, so that a node speaks to pods with one and the same source in both modes. The
-outside has routes to node addresses, and to what `externalRoutes` names, and to nothing else.
+outside has routes to node addresses, to the load balancers' pool, to what `externalRoutes` names, and to nothing else.
 """
 
 from __future__ import annotations
@@ -175,6 +175,8 @@ def _router(config: ClusterConfig) -> Topology:
         RouteSpec(name, route.to, via=_node_address(config, route.via, route.to), dev=UPLINK)
         for route in config.external_routes
     ]
+    # The pool lies on the nodes' network: the router asks there who has an address of it (ARP, NDP).
+    routes += [RouteSpec(name, network, dev=UPLINK) for network in config.load_balancer.cidrs]
     return Topology(
         namespaces=(NamespaceSpec(name, Role.ROUTER),),
         veths=(_cable(config, "router", UPLINK, "n"), _cable(config, "router", ROUTER_OUTSIDE, "o")),
@@ -208,7 +210,8 @@ def _client(config: ClusterConfig, index: int) -> Topology:
 
 def client_routes(config: ClusterConfig) -> tuple[str, ...]:
     """The networks beyond its own that a client outside has routes to."""
-    return (*config.node_networks, *(route.to for route in config.external_routes))
+    routed = (route.to for route in config.external_routes)
+    return (*config.node_networks, *routed, *config.load_balancer.cidrs)
 
 
 def _node(config: ClusterConfig, node: NodeConfig) -> Topology:

@@ -103,6 +103,23 @@ def test_every_field_counts() -> None:
     assert (config.pod_network, config.node_port_range) == ("vxlan", "31000-31999")
 
 
+BALANCERS = {
+    "nothing said": ("", "l2", ("198.51.100.0/24",)),
+    "routes to the pool": ("externalRoutes: [{to: 198.51.100.0/25, via: x}]", "none", ()),
+    "routes to something else": ("externalRoutes: [{to: 192.0.2.0/24, via: x}]", "none", ("198.51.100.0/24",)),
+    "the pool is the nodes' network": ("nodeNetwork: {cidrs: [198.51.100.0/24]}", "none", ()),
+    "a kind": ("loadBalancer: {kind: nlb}", "nlb", ("198.51.100.0/24",)),
+    "none": ("loadBalancer: {kind: none}", "none", ("198.51.100.0/24",)),
+    "a pool": ("loadBalancer: {cidrs: [192.0.2.0/28]}", "l2", ("192.0.2.0/28",)),
+}
+
+
+@pytest.mark.parametrize(("line", "kind", "cidrs"), BALANCERS.values(), ids=BALANCERS)
+def test_who_serves_load_balancers_by_default(line: str, kind: str, cidrs: tuple[str, ...]) -> None:
+    config = read(HEAD + f"spec:\n  nodes: [{{name: x}}]\n  {line}\n")
+    assert (config.load_balancer.kind, config.load_balancer.cidrs) == (kind, cidrs)
+
+
 def test_the_command_line_stands_above_the_file() -> None:
     config = read(
         FULL, lab="mine", nodes=3, network="host-gw", service_node_port_range="40000-40001", iptables_variant="legacy"
@@ -176,6 +193,16 @@ REFUSED = {
     "route by nobody": (
         HEAD + "spec:\n  externalRoutes:\n  - {to: 198.51.100.0/24, via: x}\n",
         'spec.externalRoutes[0].via: Unsupported value: "x"',
+    ),
+    "load balancer": (
+        HEAD + "spec:\n  loadBalancer: {kind: bgp}\n",
+        '4: spec.loadBalancer.kind: Unsupported value: "bgp"',
+    ),
+    "load balancer pool that is routed elsewhere": (
+        HEAD
+        + "spec:\n  nodes: [{name: x}]\n  externalRoutes: [{to: 198.51.0.0/16, via: x}]\n"
+        + "  loadBalancer: {kind: l2}\n",
+        'spec.loadBalancer.cidrs: Invalid value: "198.51.100.0/24": overlaps with 198.51.0.0/16 (spec.externalRoutes)',
     ),
     "mode": (HEAD + "spec:\n  podNetwork: {mode: bgp}\n", 'Unsupported value: "bgp"'),
     "flag": (HEAD + 'spec:\n  proxy:\n    flags: {"--v": "4"}\n', "must be the name of a flag"),

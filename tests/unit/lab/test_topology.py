@@ -78,11 +78,14 @@ def test_a_tunnel_over_ipv6_costs_70_bytes() -> None:
     assert topology.pod_mtu(config()) == 1500
 
 
-def test_the_outside_has_routes_to_nodes_and_external_addresses_alone() -> None:
+def test_the_outside_has_routes_to_nodes_the_pool_and_external_addresses_alone() -> None:
     cluster = config()
     found = topology.infrastructure(cluster)
-    assert routes(found, "lab-client") == [("192.168.1.0/24", "203.0.113.1", "eth0")]
-    assert routes(found, "lab-router") == []
+    assert routes(found, "lab-client") == [
+        ("192.168.1.0/24", "203.0.113.1", "eth0"),
+        ("198.51.100.0/24", "203.0.113.1", "eth0"),
+    ]
+    assert routes(found, "lab-router") == [("198.51.100.0/24", None, "eth0")]
 
 
 def test_a_pod_sends_everything_to_its_node() -> None:

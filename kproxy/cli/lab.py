@@ -13,7 +13,7 @@ from typing import Any
 import click
 import msgspec
 
-from kproxy.api import manifest
+from kproxy.api import columns, manifest
 from kproxy.cli import tables
 from kproxy.cli.connection import lab_option, need_root, the_lab
 from kproxy.cli.documents import read_paths
@@ -151,7 +151,7 @@ def resync(lab: str | None) -> None:
 
 def _verdicts(report: host_check.Report) -> list[str]:
     """A table of everything, and what follows from what is not ok."""
-    rows = [[one.what, one.state, one.detail or tables.NONE] for one in report.conditions]
+    rows = [[one.what, one.state, one.detail or columns.NONE] for one in report.conditions]
     lines = tables.layout([["CHECK", "STATE", "FOUND"], *rows])
     for one in report.conditions:
         if one.effect:
@@ -263,7 +263,7 @@ def _sections(found: LabStatus) -> list[str]:
                 pod.node,
                 _yes(pod.ready),
                 _yes(pod.echo),
-                pod.namespace or tables.NONE,
+                pod.namespace or columns.NONE,
             ],
         ),
         _section(["PROCESS", "PID", "WHERE"], found.processes, lambda entry: [entry.role, str(entry.pid), entry.where]),

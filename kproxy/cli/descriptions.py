@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kproxy.api import columns
 from kproxy.api.kinds import ENDPOINT_SLICE, NODE, SERVICE, Kind
 from kproxy.api.types import EndpointSlice, Object, Service, view
-from kproxy.cli import tables
 from kproxy.proxy import passed_over
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -56,8 +56,8 @@ def _block(lines: Sequence[Line], indent: str) -> list[str]:
             text += [f"{indent}{label}:", *_block(value, indent + "  ")]
             continue
         values = value if isinstance(value, list) else [value]
-        first, *rest = [str(item) for item in values] or [tables.NONE]
-        text.append(f"{indent}{label + ':':<{width}} {first or tables.NONE}")
+        first, *rest = [str(item) for item in values] or [columns.NONE]
+        text.append(f"{indent}{label + ':':<{width}} {first or columns.NONE}")
         text += [f"{indent}{'':<{width}} {item}" for item in rest]
     return text
 
@@ -74,17 +74,17 @@ def _service(obj: Object, related: Sequence[Object]) -> list[Line]:
     spec = obj["spec"]
     slices = _of_kind(related, ENDPOINT_SLICE)
     lines: list[Line] = [
-        ("Selector", tables.pairs(spec.get("selector"))),
+        ("Selector", columns.pairs(spec.get("selector"))),
         ("Type", spec.get("type", "ClusterIP")),
-        ("IP Family Policy", spec.get("ipFamilyPolicy") or tables.NONE),
+        ("IP Family Policy", spec.get("ipFamilyPolicy") or columns.NONE),
         ("IP Families", ",".join(spec.get("ipFamilies") or ())),
-        ("IP", spec.get("clusterIP") or tables.NONE),
+        ("IP", spec.get("clusterIP") or columns.NONE),
         ("IPs", ",".join(spec.get("clusterIPs") or ())),
     ]
     if spec.get("externalIPs"):
         lines.append(("External IPs", ",".join(spec["externalIPs"])))
-    if tables.ingress(obj):
-        lines.append(("LoadBalancer Ingress", ", ".join(tables.ingress(obj))))
+    if columns.ingress(obj):
+        lines.append(("LoadBalancer Ingress", ", ".join(columns.ingress(obj))))
     if spec.get("externalName"):
         lines.append(("External Name", spec["externalName"]))
     for port in spec.get("ports") or ():
@@ -142,7 +142,7 @@ def _service_port(port: Mapping[str, Any], slices: Sequence[Object]) -> list[Lin
     if port.get("nodePort"):
         lines.append(("NodePort", f"{name}  {port['nodePort']}/{protocol}"))
     ready = [endpoint for endpoint, is_ready in _endpoints(port, slices) if is_ready]
-    lines.append(("Endpoints", ",".join(ready) or tables.NONE))
+    lines.append(("Endpoints", ",".join(ready) or columns.NONE))
     return lines
 
 
@@ -171,9 +171,9 @@ def _host_port(host: str, port: int) -> str:
 def _pod(obj: Object, _related: Sequence[Object]) -> list[Line]:
     spec, status = obj["spec"], obj.get("status") or {}
     lines: list[Line] = [
-        ("Node", "/".join(filter(None, (spec.get("nodeName"), status.get("hostIP")))) or tables.NONE),
+        ("Node", "/".join(filter(None, (spec.get("nodeName"), status.get("hostIP")))) or columns.NONE),
         ("Start Time", status.get("startTime") or obj["metadata"].get("creationTimestamp")),
-        ("Status", tables.pod_status(obj)),
+        ("Status", columns.pod_status(obj)),
     ]
     if status.get("message"):
         lines.append(("Message", status["message"]))
@@ -187,7 +187,7 @@ def _pod(obj: Object, _related: Sequence[Object]) -> list[Line]:
 
 def _container(container: Mapping[str, Any], status: Mapping[str, Any] | None) -> list[Line]:
     ports = [f"{port['containerPort']}/{port.get('protocol', 'TCP')}" for port in container.get("ports") or ()]
-    lines: list[Line] = [("Image", container.get("image", "")), ("Ports", ", ".join(ports) or tables.NONE)]
+    lines: list[Line] = [("Image", container.get("image", "")), ("Ports", ", ".join(ports) or columns.NONE)]
     if container.get("command") or container.get("args"):
         lines.append(("Command", " ".join([*(container.get("command") or ()), *(container.get("args") or ())])))
     if container.get("env"):
@@ -225,7 +225,7 @@ def _workload(obj: Object, _related: Sequence[Object]) -> list[Line]:
     template = spec["template"]
     containers = [(item["name"], _container(item, None)) for item in template["spec"].get("containers") or ()]
     return [
-        ("Selector", tables.selector(spec.get("selector"))),
+        ("Selector", columns.selector(spec.get("selector"))),
         (
             "Replicas",
             f"{spec.get('replicas', 1)} desired | {status.get('updatedReplicas', status.get('replicas', 0))} updated | "
@@ -254,10 +254,10 @@ def _slice_endpoint(endpoint: Mapping[str, Any]) -> list[Line]:
     conditions = ", ".join(f"{name}={str(value).lower()}" for name, value in (endpoint.get("conditions") or {}).items())
     target = endpoint.get("targetRef") or {}
     lines: list[Line] = [
-        ("Conditions", conditions or tables.NONE),
-        ("TargetRef", f"{target['kind']}/{target['name']}" if target else tables.NONE),
-        ("NodeName", endpoint.get("nodeName") or tables.NONE),
-        ("Zone", endpoint.get("zone") or tables.NONE),
+        ("Conditions", conditions or columns.NONE),
+        ("TargetRef", f"{target['kind']}/{target['name']}" if target else columns.NONE),
+        ("NodeName", endpoint.get("nodeName") or columns.NONE),
+        ("Zone", endpoint.get("zone") or columns.NONE),
     ]
     return lines
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from kproxy.api.columns import is_ready
 from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, NODE, POD, REPLICA_SET, SERVICE, Kind
 from kproxy.api.labels import matches
 from kproxy.api.types import LabelSelector, Object, view
-from kproxy.cli.tables import is_ready
 from kproxy.client import Client
 from kproxy.cluster.controllers.node_proxy import programmed
 from kproxy.cluster.layout import Layout

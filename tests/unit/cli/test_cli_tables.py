@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.api import kinds
+from kproxy.api import columns, kinds
 from kproxy.cli import tables
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -45,7 +45,7 @@ def cells(kind: kinds.Kind, value: dict[str, Any], **options: Any) -> dict[str, 
     ],
 )
 def test_ages_are_written_as_kubectl_writes_them(seconds: int, text: str) -> None:
-    assert tables.human_duration(timedelta(seconds=seconds)) == text
+    assert columns.human_duration(timedelta(seconds=seconds)) == text
 
 
 def test_columns_are_three_spaces_apart_and_lines_have_no_tail() -> None:
@@ -130,7 +130,7 @@ def test_more_endpoints_than_fit_are_counted() -> None:
     ],
 )
 def test_endpoints(subsets: Any, text: str) -> None:
-    assert tables.endpoint_addresses({"metadata": {"name": "e"}, "subsets": subsets}) == text
+    assert columns.endpoint_addresses({"metadata": {"name": "e"}, "subsets": subsets}) == text
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_endpoints(subsets: Any, text: str) -> None:
     ],
 )
 def test_selectors(selector: Any, text: str) -> None:
-    assert tables.selector(selector) == text
+    assert columns.selector(selector) == text
 
 
 def test_every_kind_has_columns() -> None:
-    assert {kind.name for kind in kinds.KINDS} == set(tables.COLUMNS)
+    assert {kind.name for kind in kinds.KINDS} == set(columns.COLUMNS)

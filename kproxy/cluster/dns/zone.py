@@ -16,7 +16,7 @@ from typing import Final, Literal, NamedTuple
 
 from kproxy.api.types import EndpointSlice, Service, SliceEndpoint
 
-RecordType = Literal["A", "AAAA", "CNAME", "NS", "PTR", "SOA", "SRV", "TXT"]
+RecordType = Literal["A", "AAAA", "CNAME", "PTR", "SOA", "SRV", "TXT"]
 Code = Literal["NOERROR", "NXDOMAIN"]
 
 TTL: Final = 30
@@ -47,7 +47,7 @@ class Record:
 
     Attributes:
         name: without a final dot, in lower case.
-        value: an address (A, AAAA), a name without a final dot (CNAME, NS, PTR), a text (TXT), or an `Srv`; empty for
+        value: an address (A, AAAA), a name without a final dot (CNAME, PTR), a text (TXT), or an `Srv`; empty for
             SOA, whose content is the zone's own.
         ttl: seconds.
     """
@@ -299,11 +299,6 @@ class Zone:
         name = ".".join(labels)
         records = tuple(Record(name, "PTR", target) for target in dict.fromkeys(as_endpoint))
         return Answer("NOERROR", records if record_type == "PTR" else ())
-
-
-def start_of_authority(domain: str) -> tuple[str, str]:
-    """The names that a zone's SOA record gives: its primary server and its responsible mailbox."""
-    return f"ns.dns.{domain}", f"hostmaster.{domain}"
 
 
 def _external(service: Service, inner: list[str], name: str, record_type: str) -> Answer:

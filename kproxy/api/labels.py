@@ -67,6 +67,16 @@ def parse_field_selector(text: str) -> ObjectPredicate:
     return lambda obj: all((_field(obj, term.path) == term.value) is not term.is_negated for term in terms)
 
 
+def metadata_name(text: str) -> str:
+    """The one name that a field selector can select, by ``metadata.name=NAME``; empty when it leaves that open."""
+    try:
+        terms = [_parsed_term(part, text) for part in text.split(",") if part.strip()]
+    except UserError:
+        return ""
+    named = (term.value for term in terms if term.path == ("metadata", "name") and not term.is_negated)
+    return next(named, "")
+
+
 @dataclass(frozen=True)
 class _Term:
     path: tuple[str, ...]

@@ -149,6 +149,31 @@ def resync(lab: str | None) -> None:
     click.echo("every proxy has written its rules anew")
 
 
+@lab.command(short_help="Print a kubeconfig for kubectl and other clients")
+@click.option("--in-lab", is_flag=True, help="For clients in the lab's own network: nodes, pods, the outside.")
+@click.option("--node", metavar="NODE", help="With that node's token, which may do what a node may; implies --in-lab.")
+@click.option("-o", "--output", type=click.Path(), metavar="FILE", help="Write it there, readable by you alone.")
+@lab_option
+def kubeconfig(lab: str | None, in_lab: bool, node: str | None, output: str | None) -> None:
+    """Print a kubeconfig with which kubectl and client libraries reach the lab's API.
+
+    By itself it works from the host and may do everything; what else there is, docs/api.md says.
+    """
+    layout = the_lab(lab)
+    doors, files = (import_module(f"kproxy.cluster.{name}") for name in ("doors", "kubeconfig"))
+    rights = import_module("kproxy.cluster.rights")
+    who = rights.node_identity(node) if node else rights.ADMIN
+    find = doors.in_lab_access if in_lab or node else doors.host_access
+    text = files.as_yaml(find(layout, labs.configuration(layout), who))
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        import_module("kproxy.cluster.tokens").write_private(Path(output), text.encode())
+    except OSError as error:
+        raise UserError(f"{output}: {error.strerror}") from error
+
+
 def _verdicts(report: host_check.Report) -> list[str]:
     """A table of everything, and what follows from what is not ok."""
     rows = [[one.what, one.state, one.detail or columns.NONE] for one in report.conditions]

@@ -21,7 +21,7 @@ from kproxy.insight.view import Surroundings, look
 from netns.errors import NetnsError
 
 OWN_SERVICE = ("default", "kubernetes")
-"""The API's own Service: its endpoint is no pod of the lab; verified only when it is named."""
+"""The API's own Service: what answers there is no pod, and cannot say who asked."""
 
 PIPE_WIDTH = 200
 """Columns of the table where the output is no terminal."""
@@ -41,8 +41,12 @@ def verify(services: tuple[str, ...], namespace: str | None, output: str, no_why
     surroundings = look(connect(the_lab(lab)))
     chosen = choose(surroundings.view.services, services, namespace)
     planned = rows(surroundings.view, chosen)
+    if not planned and (services or namespace):
+        raise UserError("nothing to verify: no Service with a cluster IP among those meant")
     if not planned:
-        raise UserError("nothing to verify: no Service with a cluster IP" + (" among those named" if services else ""))
+        click.echo("note: no Service to verify yet; default/kubernetes leads to the API, which is no pod", err=True)
+        _print([], output, surroundings)
+        return
     try:
         with _progress() as progress, Prover(surroundings, planned, progress) as prover:
             proofs = prover.prove()
@@ -55,23 +59,22 @@ def verify(services: tuple[str, ...], namespace: str | None, output: str, no_why
 
 
 def choose(existing: Sequence[Service], named: Sequence[str], namespace: str | None) -> list[Service]:
-    """The Services that are meant; ``default/kubernetes`` only if it is named, or in a lab that has no other.
+    """The Services that are meant; never ``default/kubernetes``.
 
     Raises:
-        UserError: one that is named does not exist.
+        UserError: one that is named does not exist, or cannot be verified.
     """
     by_name = {(service.metadata.namespace, service.metadata.name): service for service in existing}
     if not named:
-        found = [service for key, service in by_name.items() if namespace in (None, key[0])]
-        return [
-            service for service in found if (service.metadata.namespace, service.metadata.name) != OWN_SERVICE
-        ] or found
+        return [service for key, service in by_name.items() if namespace in (None, key[0]) and key != OWN_SERVICE]
     chosen: dict[tuple[str, str], Service] = {}
     for word in named:
         first, slash, second = word.removeprefix("service/").removeprefix("svc/").partition("/")
         key = (first, second) if slash else (namespace or "default", first)
         if key not in by_name:
             raise UserError(f'services "{"/".join(key)}" not found')
+        if key == OWN_SERVICE:
+            raise UserError("default/kubernetes cannot be verified: the lab's API answers there, which is no pod")
         chosen[key] = by_name[key]
     return list(chosen.values())
 

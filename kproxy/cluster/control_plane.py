@@ -109,9 +109,11 @@ class ControlPlane:
         self._report = report
         self._stop = threading.Event()
         self._network_is_up = threading.Event()
+        self._server_is_up = threading.Event()
         self._failure: Exception | None = None
         self._agent: NodeAgent | None = None
         self._proxies: NodeProxies | None = None
+        self._server: Server | None = None
         self._variant = ""
 
     def run(self) -> None:
@@ -170,22 +172,43 @@ class ControlPlane:
         host.link_tools(self._layout, self._variant, self._journal)
         self._proxies = NodeProxies(self._config, self._layout, self._journal, self._variant)
         self._proxies.start()
+        self._open_doors()
         for node in self._config.nodes[1:]:
             egress.write(self._layout, self._config, node.name, self._variant)
             self._journal.step(f"{egress.CHAIN} of {node.name}")
         self._report.timing("egress rules, start of the proxies", time.monotonic() - began)
+
+    def _open_doors(self) -> None:
+        """Serves by TLS, too: in the lab for nodes and pods, on the host for kubectl."""
+        from kproxy.cluster import doors
+        from kproxy.cluster.certificates import server_context
+
+        listeners = doors.listen_on_fabric(self._layout, self._config)
+        if (on_host := doors.listen_on_host(self._layout)) is not None:
+            listeners.append(on_host)
+        self._server_is_up.wait()
+        if self._server is not None:
+            context = server_context(self._layout.certificates)
+            for listener in listeners:
+                self._server.open_door(listener, context)
 
     def _serve(self) -> tuple[Server, Client]:
         # aiohttp reads the host's certificate authorities when it is imported: 20 ms for nothing, as nobody here asks
         # anybody over TLS whom it would have to trust.
         os.environ.setdefault("SSL_CERT_FILE", os.devnull)
         from kproxy.client import Client
+        from kproxy.cluster import doors
         from kproxy.cluster.apiserver import serve
         from kproxy.cluster.store import Store
 
         began = time.monotonic()
+        tokens = doors.ensure_keys(self._layout, self._config)
+        self._report.timing("certificates", time.monotonic() - began)
+        began = time.monotonic()
         store = Store(self._layout.database)
-        server = serve(store, self._layout.api_socket, cluster=self._settings(), lab_status=self.status)
+        server = serve(store, self._layout.api_socket, cluster=self._settings(), lab_status=self.status, tokens=tokens)
+        self._server = server
+        self._server_is_up.set()
         client = Client(self._layout.api_url)
         self._journal.step("API")
         for node in self._config.nodes:
@@ -203,12 +226,15 @@ class ControlPlane:
 
     def _settings(self) -> ClusterSettings:
         from kproxy.cluster.admission import ClusterSettings
+        from kproxy.cluster.doors import API_PORT
 
         first, _, last = self._config.node_port_range.partition("-")
         return ClusterSettings(
             service_cidrs=self._config.service_networks,
             ip_families=self._config.ip_families,
             node_port_range=(int(first), int(last)),
+            api_addresses=self._config.router_addresses,
+            api_port=API_PORT,
             image_patterns=tuple(entry.match for entry in self._config.images),
         )
 

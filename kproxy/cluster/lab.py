@@ -130,6 +130,18 @@ def status(lab: str) -> LabStatus:
         ) from error
 
 
+def configuration(layout: Layout) -> ClusterConfig:
+    """What the lab was brought up with.
+
+    Raises:
+        UserError: nobody has brought it up, or another version of kproxy.
+    """
+    stored = _stored(layout)
+    if stored is None:
+        raise UserError(f'lab "{layout.lab}" has no configuration; `kproxy lab up --lab {layout.lab}` completes it')
+    return stored
+
+
 def _relays(layout: Layout) -> Iterator[ProcessStatus]:
     """The relays of `lab up --expose`, which the control plane knows nothing of."""
     journal = Journal(layout.journal, "lab")

@@ -75,6 +75,25 @@ class Layout:
         return f"unix://{self.api_socket}"
 
     @property
+    def certificates(self) -> Path:
+        """The folder of the API's certificates and of the authority that they are from."""
+        return self.state / "pki"
+
+    @property
+    def tokens(self) -> Path:
+        """Who may ask the API by TLS, and with which token."""
+        return self.state / "tokens.json"
+
+    @property
+    def api_port(self) -> Path:
+        """The API's port on the host's 127.0.0.1; not there before it has listened once."""
+        return self.state / "api-port"
+
+    def kubeconfig(self, node: str) -> Path:
+        """What a node's proxy goes by to reach the API."""
+        return self.run / "kubeconfigs" / node
+
+    @property
     def journal(self) -> Path:
         """The record of everything that was made; the last file that `lab down` removes."""
         return self.run / "journal"
@@ -116,7 +135,7 @@ class Layout:
             root.mkdir(mode=0o755, exist_ok=True, parents=True)
         for folder in (self.run, self.state):
             folder.mkdir(mode=0o700, exist_ok=True)
-        for name in ("netns", "locks", "logs", "bin", "pods"):
+        for name in ("netns", "locks", "logs", "bin", "pods", "kubeconfigs"):
             (self.run / name).mkdir(mode=0o700, exist_ok=True)
 
 

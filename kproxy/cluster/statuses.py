@@ -55,6 +55,26 @@ def forbidden(kind: Kind, name: str, reason: str) -> ApiError:
     return _failure(ApiError, 403, "Forbidden", message, _details(kind, name))
 
 
+def unauthorized() -> ApiError:
+    """401: nobody knows who asks."""
+    return _failure(ApiError, 401, "Unauthorized", "Unauthorized")
+
+
+def not_permitted(group: str, resource: str, name: str, reason: str) -> ApiError:
+    """403: whoever asks may not.
+
+    Args:
+        group: of the resource.
+        resource: plural; empty when a path was asked for that is no resource.
+        name: empty for a collection.
+        reason: as ``kproxy.cluster.rights.reason_of_refusal`` words it.
+    """
+    qualified = f"{resource}.{group}" if group else resource
+    subject = f'{qualified} "{name}" is ' if name else f"{qualified} is " if resource else ""
+    details = {key: value for key, value in (("name", name), ("group", group), ("kind", resource)) if value}
+    return _failure(ApiError, 403, "Forbidden", f"{subject}forbidden: {reason}", details)
+
+
 def expired(reason: str) -> Gone:
     """410: that resourceVersion is not in the log."""
     return _failure(Gone, 410, "Expired", reason)

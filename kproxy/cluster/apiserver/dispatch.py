@@ -9,17 +9,20 @@ from typing import Any
 
 from aiohttp import web
 
+from kproxy.api.kinds import POD
 from kproxy.client import APPLIES_PATH, LAB_PATH
 from kproxy.cluster import statuses
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.apiserver import reading, writing
 from kproxy.cluster.apiserver.backend import Backend
+from kproxy.cluster.apiserver.guard import ACCESS_REVIEWS, REVIEWS, Guard
 from kproxy.cluster.apiserver.paths import Target, resolve
 from kproxy.cluster.apiserver.requests import REQUEST_LIMIT
 from kproxy.cluster.apiserver.responses import failure
 from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Store
-from kproxy.errors import ApiError, HostError, UserError
+from kproxy.cluster.tokens import Tokens
+from kproxy.errors import ApiError, HostError, NotFound, UserError
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,13 +48,16 @@ _OWN_PATHS: Mapping[tuple[str, str], Callable[[Backend, web.Request], Awaitable[
 }
 
 
-def make_app(store: Store, *, cluster: ClusterSettings, lab_status: Callable[[], Any]) -> web.Application:
+def make_app(
+    store: Store, *, cluster: ClusterSettings, lab_status: Callable[[], Any], tokens: Tokens | None = None
+) -> web.Application:
     """The API as an aiohttp application.
 
     Args:
         store: where the objects are.
         cluster: its ranges and families.
         lab_status: what ``GET /apis/kproxy.dev/v1alpha1/lab`` answers, as msgspec encodes it; called in a thread.
+        tokens: who may ask by other doors than the unix socket; None means nobody.
     """
     registry = Registry(store, cluster)
     registry.bootstrap()
@@ -59,13 +65,28 @@ def make_app(store: Store, *, cluster: ClusterSettings, lab_status: Callable[[],
     app = web.Application(client_max_size=REQUEST_LIMIT)
     app.on_startup.append(backend.start)
     app.on_shutdown.append(backend.stop)
-    app.router.add_route("*", "/{path:.*}", _handler(backend))
+    app.router.add_route("*", "/{path:.*}", _handler(backend, _guard(tokens, registry)))
     return app
 
 
-def _handler(backend: Backend) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _guard(tokens: Tokens | None, registry: Registry) -> Guard:
+    def node_of_pod(namespace: str, name: str) -> str:
+        try:
+            return str(registry.get(POD, namespace, name)["spec"].get("nodeName") or "")
+        except NotFound:
+            return ""
+
+    return Guard(tokens or Tokens({}), node_of_pod)
+
+
+def _handler(backend: Backend, guard: Guard) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    reviews = {ACCESS_REVIEWS: guard.review_access, REVIEWS: guard.review}
+
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
+            await guard.admit(request)
+            if request.method == "POST" and (review := reviews.get(request.path)):
+                return await review(request)
             return await _answer(backend, request)
         except ApiError as error:
             return failure(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiohttp import web
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.apiserver.dispatch import make_app
 from kproxy.cluster.store import Store
+from kproxy.cluster.tokens import Tokens
 from kproxy.errors import HostError
 
 _SHUTDOWN_SECONDS = 1.0
@@ -36,6 +38,7 @@ class Server:
         self._is_ready = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+        self._runner: web.AppRunner
 
     def start(self) -> None:
         """Serves from now on.
@@ -47,6 +50,19 @@ class Server:
         self._is_ready.wait()
         if self._failure is not None:
             raise HostError(f"cannot serve the API at {self._path}: {self._failure}") from self._failure
+
+    def open_door(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        """Serves by TLS on one more socket, which listens already and is closed by ``stop``.
+
+        Args:
+            listener: whoever connected to it before waits until now.
+            context: what to show them.
+        """
+
+        async def begin() -> None:
+            await web.SockSite(self._runner, listener, ssl_context=context).start()
+
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
 
     def stop(self) -> None:
         """Ends watches, answers what is under way and closes the socket."""
@@ -66,7 +82,7 @@ class Server:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        runner = web.AppRunner(
+        runner = self._runner = web.AppRunner(
             self._app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
         )
         try:
@@ -82,13 +98,20 @@ class Server:
         self._path.unlink(missing_ok=True)
 
 
-def serve(store: Store, path: Path, *, cluster: ClusterSettings, lab_status: Callable[[], Any]) -> Server:
+def serve(
+    store: Store,
+    path: Path,
+    *,
+    cluster: ClusterSettings,
+    lab_status: Callable[[], Any],
+    tokens: Tokens | None = None,
+) -> Server:
     """A running server of the API; ``stop`` ends it.
 
     Raises:
         HostError: the socket cannot be made.
     """
-    server = Server(make_app(store, cluster=cluster, lab_status=lab_status), path)
+    server = Server(make_app(store, cluster=cluster, lab_status=lab_status, tokens=tokens), path)
     server.start()
     return server
 

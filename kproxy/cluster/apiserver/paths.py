@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from kproxy.api.kinds import EVENT, EVENT_OF_GROUP, KINDS, Kind
+from kproxy.cluster.rights import segments
 
 SERVED: tuple[Kind, ...] = (*KINDS, EVENT_OF_GROUP)
 """Every kind that has a path, in the order of discovery."""
@@ -49,8 +49,7 @@ def resolve(path: str) -> Target | None:
     Args:
         path: the path as sent, percent-encoded.
     """
-    parts = [unquote(part) for part in path.strip("/").split("/")]
-    match parts:
+    match segments(path):
         case ["api", version, *rest] if rest:
             group = ""
         case ["apis", group, version, *rest] if rest:

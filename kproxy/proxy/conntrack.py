@@ -138,23 +138,25 @@ class ConntrackTable:
         """A dump request that the kernel filters (since Linux 5.8; older ones send everything).
 
         Args:
-            to: flows to this destination alone; None means to any.
+            to: flows to this destination alone, or in IPv6 to its port anywhere; None means to any.
         """
         flags = _FILTER_PROTO_NUM
         addresses, ports = b"", attribute(_PROTO_NUM, bytes((socket.IPPROTO_UDP,)))
         if to is not None:
-            flags |= _FILTER_IP_DST | _FILTER_PROTO_DST_PORT
-            addresses = attribute(_TUPLE_IP | NLA_F_NESTED, attribute(self._layout.destination, to[0]))
+            flags |= _FILTER_PROTO_DST_PORT
             ports += attribute(_PROTO_DST_PORT, to[1])
+        # asked for one IPv6 address, Linux (6.18 still) sends the entries of all the others
+        if to is not None and self._layout.kind == socket.AF_INET:
+            flags |= _FILTER_IP_DST
+            addresses = attribute(_TUPLE_IP | NLA_F_NESTED, attribute(self._layout.destination, to[0]))
         wanted = attribute(_TUPLE_ORIG | NLA_F_NESTED, addresses + attribute(_TUPLE_PROTO | NLA_F_NESTED, ports))
         told = attribute(_FILTER | NLA_F_NESTED, attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", flags)))
         return nfnetlink_body(self._layout.kind, wanted + told)
 
     def _stale(self, allowed: Mapping[_WirePlace, frozenset[_WirePlace]]) -> Iterator[bytes]:
         read = self._layout.read
-        # a kernel that does not filter sends every entry each time: then once has to do
         requests = map(self.udp_only, allowed) if len(allowed) <= _FEW else (self.udp_only(),)
-        for request in requests:
+        for request in dict.fromkeys(requests):  # of two IPv6 places with one port, both are the same
             for message in self._netlink.dump((_SUBSYSTEM << 8) | _GET, request):
                 flow = read(message)
                 if flow is not None and is_stale(flow[0], flow[1], allowed):

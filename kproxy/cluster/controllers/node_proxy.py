@@ -7,35 +7,25 @@ from __future__ import annotations
 
 import http.client
 import json
-import logging
-import math
-import os
-import selectors
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from kproxy.cluster import host
 from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig
+from kproxy.cluster.keeper import Keeper, Kept
 from kproxy.cluster.layout import Layout, python, python_environment
-from kproxy.cluster.pod_processes import reap, recorded
 from netns import process
 from netns.errors import NetnsError
 from netns.journal import Journal
 from netns.namespace import named, socket_in
 from netns.process import Process
 
-_LOG = logging.getLogger(__name__)
 HEALTH_PORT: Final = 10256
 """kube-proxy's --healthz-bind-address port."""
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 10.0
-"""Seconds before a proxy that died is started again: doubled each time, from the first again after a longer life."""
-STOP_LATENCY: Final = 0.5
-"""Seconds until an idle watcher looks at its stop event."""
 POLL: Final = 0.01
 """Seconds between two tries to reach a proxy that does not listen yet."""
 
@@ -88,18 +78,6 @@ def programmed(layout: Layout, node: str, *, version: str = "0", seconds: float 
     return answer
 
 
-class _Proxy:
-    """One node's proxy."""
-
-    def __init__(self, node: NodeConfig) -> None:
-        self.node = node
-        self.process: Process | None = None
-        self.watched = -1
-        self.started = 0.0
-        self.pause = FIRST_PAUSE
-        self.due: float | None = 0.0
-
-
 class NodeProxies:
     """The proxies of all nodes.
 
@@ -115,35 +93,30 @@ class NodeProxies:
         self._layout = layout
         self._journal = journal
         self._variant = variant
-        self._selector = selectors.DefaultSelector()
-        self._proxies = [_Proxy(node) for node in config.nodes if node.proxy.mode != "none"]
+        self._nodes = [node for node in config.nodes if node.proxy.mode != "none"]
+        self._keeper = Keeper(
+            journal,
+            "proxy:",
+            [Kept(f"proxy:{node.name}", f"the proxy of {node.name}", self._starter(node)) for node in self._nodes],
+        )
 
     def processes(self) -> Sequence[tuple[str, int]]:
         """Node and pid of each proxy that runs."""
-        return [(proxy.node.name, proxy.process.pid) for proxy in self._proxies if proxy.process is not None]
+        pairs = zip(self._nodes, self._keeper.kept, strict=True)
+        return [(node.name, found.pid) for node, kept in pairs if (found := kept.process) is not None]
 
     def start(self) -> None:
         """Ensures that every proxy has been started, or found again."""
-        alive = recorded(self._journal, "proxy:")
-        for proxy in self._proxies:
-            if found := alive.get(f"proxy:{proxy.node.name}"):
-                self._watch(proxy, found[0])
-            else:
-                self._start(proxy)
+        self._keeper.start()
 
     def run(self, stop: threading.Event) -> None:
         """Starts proxies that die again, until `stop` is set; the proxies live on."""
-        while not stop.is_set():
-            for key, _ in self._selector.select(self._next_due()):
-                key.data()
-            for proxy in self._proxies:
-                if proxy.due is not None and proxy.due <= time.monotonic():
-                    self._start(proxy)
+        self._keeper.run(stop)
 
     def wait_until_programmed(self, seconds: float) -> list[str]:
         """Waits until every node's proxy has programmed its kernel once; names those that have not in time."""
         deadline = time.monotonic() + seconds
-        waiting = [proxy.node.name for proxy in self._proxies]
+        waiting = [node.name for node in self._nodes]
         while waiting and (left := deadline - time.monotonic()) > 0:
             try:
                 if programmed(self._layout, waiting[0], version="1", seconds=left).get("syncs"):
@@ -161,55 +134,17 @@ class NodeProxies:
         except (OSError, NetnsError):
             return False
 
-    def _next_due(self) -> float:
-        times = [proxy.due for proxy in self._proxies if proxy.due is not None]
-        return min(STOP_LATENCY, max(0.0, min(times, default=math.inf) - time.monotonic()))
-
-    def _start(self, proxy: _Proxy) -> None:
-        name = proxy.node.name
-        proxy.due = None
-        try:
-            with self._layout.log(f"proxy.{name}").open("ab") as log:
-                started = process.spawn(
-                    python("kproxy", *arguments(self._config, proxy.node, self._layout, self._variant)),
-                    ns=named(self._layout.netns(name), self._layout.namespaces),
-                    env=host.environment(self._layout, name, python_environment()),
+    def _starter(self, node: NodeConfig) -> Callable[[], Process]:
+        def start() -> Process:
+            with self._layout.log(f"proxy.{node.name}").open("ab") as log:
+                return process.spawn(
+                    python("kproxy", *arguments(self._config, node, self._layout, self._variant)),
+                    ns=named(self._layout.netns(node.name), self._layout.namespaces),
+                    env=host.environment(self._layout, node.name, python_environment()),
                     stdout=log.fileno(),
                     stderr=log.fileno(),
                     journal=self._journal,
-                    role=f"proxy:{name}",
+                    role=f"proxy:{node.name}",
                 )
-        except (NetnsError, OSError) as error:
-            _LOG.warning("the proxy of %s cannot be started: %s", name, error)
-            self._try_again(proxy)
-            return
-        proxy.started = time.monotonic()
-        self._watch(proxy, started)
 
-    def _watch(self, proxy: _Proxy, found: Process) -> None:
-        proxy.due = None
-        proxy.process = found
-        try:
-            proxy.watched = process.open_pidfd(found)
-        except ProcessLookupError:
-            self._ended(proxy)
-            return
-        self._selector.register(proxy.watched, selectors.EVENT_READ, lambda: self._ended(proxy))
-
-    def _ended(self, proxy: _Proxy) -> None:
-        if proxy.watched >= 0:
-            self._selector.unregister(proxy.watched)
-            os.close(proxy.watched)
-            proxy.watched = -1
-        if proxy.process is not None:
-            reap(proxy.process)
-            process.forget(proxy.process, self._journal)
-            proxy.process = None
-        _LOG.warning("the proxy of %s has ended; it is started again", proxy.node.name)
-        self._try_again(proxy)
-
-    def _try_again(self, proxy: _Proxy) -> None:
-        if time.monotonic() - proxy.started > LONGEST_PAUSE:
-            proxy.pause = FIRST_PAUSE
-        proxy.due = time.monotonic() + proxy.pause
-        proxy.pause = min(2 * proxy.pause, LONGEST_PAUSE)
+        return start

@@ -1,86 +1,99 @@
-"""Which node a pod runs on: the one with the fewest pods, among those that may have it."""
+"""The scheduler: gives every pod a node, or says why it has none.
+
+Law: ``scheduling`` decides; this carries out, and looks again when something has changed.
+"""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import threading
 
-from kproxy.api.kinds import NODE, POD
+from kproxy.api.kinds import NAMESPACE, NODE, POD
 from kproxy.api.types import Object
 from kproxy.client import Client
+from kproxy.cluster.controllers.conditions import found
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
+from kproxy.cluster.controllers.owned_pods import has_ended
+from kproxy.cluster.controllers.scheduling import Choice, Picture
+from kproxy.cluster.events import Recorder
+from kproxy.cluster.identity import now
 from kproxy.errors import NotFound
 
-
-def choose_node(pod: Object, nodes: Sequence[Object], pod_counts: Mapping[str, int]) -> str | None:
-    """The name of the node with the fewest pods that may run this one; None when there is none.
-
-    A node that is unschedulable or lacks a label of the pod's nodeSelector may not. Equal nodes come in the order of
-    their names, ``node2`` before ``node10``, so that the same manifests give the same cluster.
-    """
-    wanted = (pod["spec"].get("nodeSelector") or {}).items()
-    fitting = [
-        node["metadata"]["name"]
-        for node in nodes
-        if not node.get("spec", {}).get("unschedulable") and wanted <= (node["metadata"].get("labels") or {}).items()
-    ]
-    return min(fitting, key=lambda name: (pod_counts.get(name, 0), _natural(name)), default=None)
+NAME = "default-scheduler"
 
 
 def needs_node(pod: Object) -> bool:
-    """Whether the pod waits for a node."""
-    return not pod["spec"].get("nodeName") and not pod["metadata"].get("deletionTimestamp")
+    """Whether the pod waits for a node from us."""
+    spec = pod["spec"]
+    is_ours = spec.get("schedulerName", NAME) in ("", NAME) and not spec.get("schedulingGates")
+    return is_ours and not spec.get("nodeName") and not pod["metadata"].get("deletionTimestamp")
 
 
 class Scheduler(Controller[Name]):
     """Gives every pod a node."""
 
-    def __init__(self, client: Client, informers: Informers) -> None:
+    def __init__(self, client: Client, informers: Informers, recorder: Recorder) -> None:
         super().__init__(client, informers)
-        self._pods, self._nodes = informers.of(POD), informers.of(NODE)
-        self._assumed: dict[str, str] = {}  # pod uid -> node, until the watch tells of it
+        self._pods = informers.of(POD)
+        self._recorder = recorder
+        self._lock = threading.Lock()
+        self._picture = Picture()
+        self._assumed: set[str] = set()  # uids of pods that we have bound and the watch has not told of
+        self._waiting: set[Name] = set()
         self._pods.add_handler(self._on_pod)
-        self._nodes.add_handler(self._on_node)
+        informers.of(NODE).add_handler(self._on_node)
+        informers.of(NAMESPACE).add_handler(self._on_namespace)
 
     def reconcile(self, key: Name) -> None:
         """Binds the pod of that name to a node, or says in its status why it cannot be."""
         pod = self._pods.get(key)
-        if pod is None or not needs_node(pod) or pod["metadata"]["uid"] in self._assumed:
+        if pod is None or not needs_node(pod):
+            self._waiting.discard(key)
             return
-        nodes = self._nodes.all_of()
-        node = choose_node(pod, nodes, self._pod_counts())
-        if node is None:
-            self._say_unschedulable(pod, len(nodes))
+        uid = pod["metadata"]["uid"]
+        with self._lock:
+            if uid in self._assumed:
+                return
+            choice = self._picture.choose(pod)
+            if choice.node is not None:
+                self._picture.put(pod, choice.node)
+                self._assumed.add(uid)
+                self._waiting.discard(key)
+            else:
+                self._waiting.add(key)
+        if choice.node is None:
+            self._say_unschedulable(pod, choice)
             return
-        self._assumed[pod["metadata"]["uid"]] = node
+        self._bind(pod, choice.node)
+
+    def _bind(self, pod: Object, node: str) -> None:
+        namespace, name = name_of(pod)
+        binding = {"apiVersion": "v1", "kind": "Binding", "target": {"kind": "Node", "name": node}}
         try:
-            binding = {"apiVersion": "v1", "kind": "Binding", "target": {"kind": "Node", "name": node}}
-            self.client.create(POD, binding, key[0], name=key[1], subresource="binding")
+            self.client.create(POD, binding, namespace, name=name, subresource="binding")
         except NotFound:
             return  # deleted meanwhile
         except Exception:
-            del self._assumed[pod["metadata"]["uid"]]
+            with self._lock:
+                self._assumed.discard(pod["metadata"]["uid"])
+                self._picture.remove(pod["metadata"]["uid"])
             raise
+        self._recorder.normal(pod, "Scheduled", f"Successfully assigned {namespace}/{name} to {node}")
 
-    def _pod_counts(self) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for pod in self._pods.all_of():
-            node = pod["spec"].get("nodeName") or self._assumed.get(pod["metadata"]["uid"])
-            if node and pod.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
-                counts[node] += 1
-        return counts
-
-    def _say_unschedulable(self, pod: Object, node_count: int) -> None:
-        message = (
-            f"0/{node_count} nodes are available: none is schedulable and has the labels of the pod's nodeSelector."
-        )
-        conditions = pod.get("status", {}).get("conditions") or []
-        if any(condition.get("message") == message for condition in conditions):
+    def _say_unschedulable(self, pod: Object, choice: Choice) -> None:
+        before = found(pod, "PodScheduled") or {}
+        if before.get("message") == choice.why_not:
             return
+        self._recorder.warning(pod, "FailedScheduling", choice.why_not)
+        conditions = (pod.get("status") or {}).get("conditions") or []
         others = [condition for condition in conditions if condition["type"] != "PodScheduled"]
-        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        condition = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": choice.why_not,
+            "lastTransitionTime": before.get("lastTransitionTime") or now(),
+        }
         namespace, name = name_of(pod)
         self.client.patch(POD, name, {"status": {"conditions": [*others, condition]}}, namespace, "status")
 
@@ -88,19 +101,36 @@ class Scheduler(Controller[Name]):
         pod = after or before
         if pod is None:
             return
-        if after is None or not needs_node(after):
-            self._assumed.pop(pod["metadata"]["uid"], None)
+        uid = pod["metadata"]["uid"]
         if after is not None and needs_node(after):
             self.queue.add(name_of(after))
+            return
+        with self._lock:
+            self._assumed.discard(uid)
+            if after is not None and after["spec"].get("nodeName") and not has_ended(after):
+                is_news = before is None or not before["spec"].get("nodeName")
+                self._picture.put(after, after["spec"]["nodeName"])
+            else:
+                is_news = self._picture.remove(uid)
+        if is_news:
+            self._look_again()
 
     def _on_node(self, before: Object | None, after: Object | None) -> None:
-        del before
-        if after is not None:
-            for pod in self._pods.all_of():
-                if needs_node(pod):
-                    self.queue.add(name_of(pod))
+        with self._lock:
+            if after is not None:
+                self._picture.nodes[after["metadata"]["name"]] = after
+            elif before is not None:
+                self._picture.nodes.pop(before["metadata"]["name"], None)
+        self._look_again()
 
+    def _on_namespace(self, before: Object | None, after: Object | None) -> None:
+        with self._lock:
+            if after is not None:
+                self._picture.namespaces[after["metadata"]["name"]] = after["metadata"].get("labels") or {}
+            elif before is not None:
+                self._picture.namespaces.pop(before["metadata"]["name"], None)
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key by which numbers in a name count as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    def _look_again(self) -> None:
+        """Has every pod looked at again that found no node."""
+        for name in tuple(self._waiting):
+            self.queue.add(name)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from running_cluster import running
 
 from kproxy.api.types import Object
-from kproxy.cluster.controllers.deployments import plan_rollout, template_hash
+from kproxy.cluster.controllers.deployments import template_hash
 from kproxy.cluster.controllers.replica_sets import pods_to_delete
-from kproxy.cluster.controllers.scheduler import choose_node
+from kproxy.cluster.controllers.rollouts import DESIRED, MOST, is_scaled, plan_rollout, plan_scaling
 
 
 def deployment(replicas: int, **strategy: Any) -> Object:
@@ -117,23 +117,39 @@ def test_which_pods_go_first() -> None:
     assert order.index("young") < order.index("old")
 
 
-def node(name: str, *, unschedulable: bool = False, **labels: str) -> Object:
-    return {"metadata": {"name": name, "labels": labels}, "spec": {"unschedulable": unschedulable}}
+def sized(name: str, replicas: int, *, desired: int, most: int) -> Object:
+    made = replica_set(name, replicas)
+    made["metadata"]["annotations"] = {DESIRED: str(desired), MOST: str(most)}
+    return made
 
 
-PLACES = [
-    ("fewest pods", [node("node1"), node("node2")], {"node1": 1}, {}, "node2"),
-    ("equal", [node("node2"), node("node1")], {}, {}, "node1"),
-    ("numbers count", [node("node10"), node("node2")], {}, {}, "node2"),
-    ("selector", [node("node1"), node("node2", disk="ssd")], {"node2": 9}, {"disk": "ssd"}, "node2"),
-    ("cordoned", [node("node1", unschedulable=True), node("node2")], {"node2": 9}, {}, "node2"),
-    ("none", [], {}, {}, None),
-    ("none fits", [node("node1")], {}, {"disk": "ssd"}, None),
+SCALINGS = [
+    # wanted, surge, new, old (sizes before; desired and most when they were set) -> new, old
+    ("only the new one", 5, 1, (3, 3, 4), [], 5, []),
+    ("new one is complete, what is left of old goes", 3, 1, (3, 3, 4), [(1, 3, 4)], 3, [0]),
+    ("growing in proportion", 20, 5, (5, 10, 15), [(10, 10, 15)], 8, [17]),
+    ("shrinking in proportion", 5, 1, (5, 10, 11), [(6, 10, 11)], 3, [3]),
+    ("to nothing", 0, 1, (5, 10, 11), [(6, 10, 11)], 0, [0]),
 ]
 
 
 @pytest.mark.parametrize(
-    ("nodes", "counts", "selector", "expected"), [case[1:] for case in PLACES], ids=[case[0] for case in PLACES]
+    ("wanted", "surge", "new", "old", "new_size", "old_sizes"),
+    [case[1:] for case in SCALINGS],
+    ids=[c[0] for c in SCALINGS],
 )
-def test_where_a_pod_goes(nodes: list[Object], counts: dict[str, int], selector: Object, expected: str | None) -> None:
-    assert choose_node({"spec": {"nodeSelector": selector}}, nodes, counts) == expected
+def test_scaling_in_the_middle_of_a_rollout(
+    wanted: int, surge: int, new: Any, old: list[Any], new_size: int, old_sizes: list[int]
+) -> None:
+    sets = [sized(f"old{number}", size, desired=d, most=m) for number, (size, d, m) in enumerate(old)]
+    current = sized("new", new[0], desired=new[1], most=new[2])
+    made = deployment(wanted, maxSurge=surge, maxUnavailable=1)
+    step = plan_scaling(made, current, sets)
+    assert (step.new, list(step.old.values())) == (new_size, old_sizes)
+
+
+def test_a_changed_number_is_known_by_what_the_replica_sets_say() -> None:
+    made = deployment(4)
+    assert is_scaled(made, [sized("new", 3, desired=3, most=4)])
+    assert not is_scaled(made, [sized("new", 3, desired=4, most=5)])
+    assert not is_scaled(made, [sized("empty", 0, desired=3, most=4)])

@@ -36,6 +36,10 @@ CANARY_PATIENCE = 5.0
 """Seconds to wait for the rest of our chains to go once some have gone (kube-proxy: iptables.Monitor)."""
 CANARY_RECHECK = 0.1
 """Seconds between looks while waiting so."""
+TOLD_AT_ONCE = 20
+"""How many Services are looked through for what has no effect, at a stretch."""
+TELLING_PAUSE = 0.01
+"""Seconds between such stretches."""
 
 
 class Command(Enum):
@@ -82,6 +86,7 @@ class Proxier(msgspec.Struct, kw_only=True):
         last_full_sync: when that last happened.
         programmed: the resourceVersion that the kernel holds.
         canary_due: when to look at the canary next.
+        telling_due: when to tell next of objects that have no effect.
         losing_since: when it was first seen that somebody deletes our chains; None when nobody does.
         may_have_stale_flows: UDP flows have to be looked at: not done since the start, or it failed.
         misses_health_checks: some health check port could not be opened.
@@ -98,10 +103,15 @@ class Proxier(msgspec.Struct, kw_only=True):
     last_full_sync: float = -math.inf
     programmed: int = 0
     canary_due: float = math.inf
+    telling_due: float = math.inf
     losing_since: float | None = None
     may_have_stale_flows: bool = True
     misses_health_checks: bool = False
     last_fault: str = ""
+
+    def due(self) -> tuple[float, float, float]:
+        """When the next sync is due, the next look at the canary, and the next words."""
+        return self.runner.due(), self.canary_due, self.telling_due
 
 
 class Reports(NamedTuple):
@@ -225,7 +235,7 @@ class Agent:
 
     def next_due(self) -> float:
         """When ``work`` has something to do next, unless an event comes first."""
-        return min((min(proxier.runner.due(), proxier.canary_due) for proxier in self._proxiers), default=math.inf)
+        return min((time for proxier in self._proxiers for time in proxier.due()), default=math.inf)
 
     def work(self, clock: Callable[[], float]) -> None:
         """Do everything that is due: syncs first, then looks at the canaries."""
@@ -235,6 +245,8 @@ class Agent:
         for proxier in self._proxiers:
             if proxier.canary_due <= clock():
                 self._look_at_canary(proxier, clock)
+            if proxier.telling_due <= clock():
+                self._tell_oddities(proxier, clock())
 
     def _sync(self, proxier: Proxier, clock: Callable[[], float]) -> None:
         started = clock()
@@ -317,12 +329,17 @@ class Agent:
         if deleted:
             _LOG.info("%s: deleted %d stale UDP flows", family, deleted)
 
+    def _tell_oddities(self, proxier: Proxier, now: float) -> None:
+        """A few at a time, so that no change has to wait."""
+        for words in proxier.tracker.pop_oddities(TOLD_AT_ONCE):
+            _LOG.warning("%s", words)
+        proxier.telling_due = now + TELLING_PAUSE if proxier.tracker.may_have_oddities else math.inf
+
     def _look_at_canary(self, proxier: Proxier, clock: Callable[[], float]) -> None:
         now = clock()
         proxier.canary_due = now + self._config.iptables_sync_period
         self._reconcile_flows(proxier, {}, clock)  # if that failed after a sync
-        for words in proxier.tracker.pop_oddities():  # here, for by now it has lasted: a change may come in pieces
-            _LOG.warning("%s", words)
+        proxier.telling_due = now  # only here, for by now it has lasted: a change may come in pieces
         try:
             condition = proxier.backend.condition()
         except HostError as error:

@@ -261,18 +261,26 @@ class Tracker:
         self._udp_changes.clear()
         return changed
 
-    def pop_oddities(self) -> list[str]:
+    @property
+    def may_have_oddities(self) -> bool:
+        """Whether ``pop_oddities`` has anything left to look at."""
+        return bool(self._unread)
+
+    def pop_oddities(self, limit: int) -> list[str]:
         """What has no effect here and was not told before, a sentence each; a Service that is put right may tell again.
 
         What a proxier of another family handles is not looked at, nor slices of which there is no Service (yet).
+
+        Args:
+            limit: look at so many Services that changed; the rest is for the next call.
         """
         found: list[str] = []
-        for service in self._unread:
+        for _ in range(min(limit, len(self._unread))):
+            service = self._unread.pop()
             now = frozenset(self._oddities(service))
             found += sorted(now - self._told.pop(service, frozenset()))
             if now:
                 self._told[service] = now
-        self._unread.clear()
         return found
 
     def _oddities(self, service: ServiceName) -> Iterator[str]:

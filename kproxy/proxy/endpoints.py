@@ -18,6 +18,10 @@ HEADLESS_LABEL = "service.kubernetes.io/headless"
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
+NOWHERE: frozenset[str] = frozenset()
+"""One for all: an empty set of its own would take up more than the rest of an endpoint."""
+
+
 class PortKey(NamedTuple):
     """How a slice's port finds the Service's port: by name and protocol, never by number."""
 
@@ -43,8 +47,8 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     is_ready: bool = True
     is_serving: bool = True
     is_terminating: bool = False
-    zones: frozenset[str] = frozenset()
-    nodes: frozenset[str] = frozenset()
+    zones: frozenset[str] = NOWHERE
+    nodes: frozenset[str] = NOWHERE
 
     @property
     def is_fallback(self) -> bool:
@@ -139,8 +143,8 @@ def _endpoint(entry: SliceEndpoint, port: int, family: Family, node_name: str) -
         is_ready=conditions.ready is not False,
         is_serving=conditions.serving is not False,
         is_terminating=conditions.terminating is True,
-        zones=frozenset(zone.name for zone in hints.for_zones) if hints else frozenset(),
-        nodes=frozenset(node.name for node in hints.for_nodes) if hints else frozenset(),
+        zones=frozenset(zone.name for zone in hints.for_zones) if hints else NOWHERE,
+        nodes=frozenset(node.name for node in hints.for_nodes) if hints else NOWHERE,
     )
 
 

@@ -39,14 +39,17 @@ _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _is_canonical_ipv4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}").fullmatch
 
 
-@lru_cache(maxsize=65536)
 def canonical_address(text: str) -> str:
     """The one spelling of an address (``FD00::0:1`` -> ``fd00::1``); empty when the text is no address.
 
     Leading zeros are passed over, as kube-proxy does (``010.1.1.1`` -> ``10.1.1.1``).
     """
-    if _is_canonical_ipv4(text):  # nearly all are; ipaddress takes ten times as long to find that out
-        return text
+    # nearly all are; ipaddress takes ten times as long to find that out, and to remember them all takes memory
+    return text if _is_canonical_ipv4(text) else _canonical_form(text)
+
+
+@lru_cache(maxsize=65536)
+def _canonical_form(text: str) -> str:
     try:
         return str(ipaddress.ip_address(without_leading_zeros(text.strip())))
     except ValueError:

@@ -122,8 +122,8 @@ def told(*objects: Object) -> tuple[list[str], tuple[str, ...]]:
         tracker = Tracker(family, "node1")
         tracker.take(Change(key_of(obj), None, typed(obj)) for obj in objects)
         delta = tracker.delta(Circumstances(NodeIdentity("node1"), ()), NodePortScope(None, False), is_full=True)
-        said += tracker.pop_oddities()
-        assert tracker.pop_oddities() == []
+        said += tracker.pop_oddities(100)
+        assert tracker.pop_oddities(100) == []
         places += [place for plan in delta.written.values() for place in plan.cluster]
     return said, tuple(places)
 
@@ -158,7 +158,7 @@ def test_what_was_put_right_and_goes_wrong_again_is_told_again() -> None:
 
     def after(old: Any, new: Any) -> list[str]:
         tracker.take([Change(key, old, new)])
-        return tracker.pop_oddities()
+        return tracker.pop_oddities(100)
 
     sentence = 'EndpointSlice "default/web-1": ports[0] has no name: passed over'
     assert after(None, worse) == [sentence]

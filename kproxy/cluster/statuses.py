@@ -92,10 +92,16 @@ def method_not_allowed() -> ApiError:
     )
 
 
-def unsupported_media_type(content_type: str, supported: str) -> ApiError:
+def unsupported_media_type(supported: Sequence[str]) -> ApiError:
     """415: the body is in a format that this request does not take."""
-    message = f"the body of the request was in an unknown format - {content_type!r}; accepted media types: {supported}"
+    message = f"the body of the request was in an unknown format - accepted media types include: {', '.join(supported)}"
     return _failure(ApiError, 415, "UnsupportedMediaType", message)
+
+
+def not_acceptable(supported: Sequence[str]) -> ApiError:
+    """406: there is no answer in a format that the client takes."""
+    message = f"only the following media types are accepted: {', '.join(supported)}"
+    return _failure(ApiError, 406, "NotAcceptable", message)
 
 
 def too_large(limit: int) -> ApiError:

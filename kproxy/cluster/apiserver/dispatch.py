@@ -17,7 +17,7 @@ from kproxy.cluster.apiserver import reading, writing
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.guard import ACCESS_REVIEWS, REVIEWS, Guard
 from kproxy.cluster.apiserver.paths import Target, resolve
-from kproxy.cluster.apiserver.requests import REQUEST_LIMIT
+from kproxy.cluster.apiserver.requests import REQUEST_LIMIT, check_media_type
 from kproxy.cluster.apiserver.responses import failure
 from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Store
@@ -108,6 +108,8 @@ def _handler(backend: Backend, guard: Guard) -> Callable[[web.Request], Awaitabl
 
 async def _answer(backend: Backend, request: web.Request) -> web.StreamResponse:
     path = request.raw_path.partition("?")[0]
+    if request.method != "PATCH":
+        check_media_type(request)
     own = _OWN_PATHS.get((request.method, path))
     if own is not None:
         return await own(backend, request)

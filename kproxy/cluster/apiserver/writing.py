@@ -10,7 +10,7 @@ from kproxy.cluster.apiserver import requests, responses
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.representations import Representation, negotiate
-from kproxy.cluster.apiserver.requests import OBJECT_LIMIT, REQUEST_LIMIT, body, is_dry_run
+from kproxy.cluster.apiserver.requests import OBJECT_LIMIT, REQUEST_LIMIT, body, is_dry_run, object_sent
 from kproxy.cluster.writes import Answer
 
 _MERGE_PATCH = "application/merge-patch+json"
@@ -19,7 +19,7 @@ _MERGE_PATCH = "application/merge-patch+json"
 async def create(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
     """Stores a new object."""
     form = negotiate(request, target)
-    obj = await body(request)
+    obj = await object_sent(request, target)
     if target.kind.namespaced and not target.namespace:
         raise statuses.method_not_allowed()
     if obj.get("metadata") is None:
@@ -44,7 +44,7 @@ async def bind(backend: Backend, request: web.Request, target: Target) -> web.St
 async def update(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
     """Replaces an object, or its status."""
     form = negotiate(request, target)
-    obj = await body(request)
+    obj = await object_sent(request, target)
     answer = await backend.write(
         backend.registry.update, target.kind, target.key, obj, target.subresource, dry_run=is_dry_run(request)
     )
@@ -55,7 +55,7 @@ async def patch(backend: Backend, request: web.Request, target: Target) -> web.S
     """Changes an object, or its status."""
     form = negotiate(request, target)
     if request.content_type != _MERGE_PATCH:
-        raise statuses.unsupported_media_type(request.content_type, _MERGE_PATCH)
+        raise statuses.unsupported_media_type((_MERGE_PATCH,))
     change = await body(request)
     answer = await backend.write(
         backend.registry.patch, target.kind, target.key, change, target.subresource, dry_run=is_dry_run(request)

@@ -144,7 +144,7 @@ REFUSALS: list[tuple[str, Refusal, type[ApiError], int, str]] = [
     ("verb of an object", lambda c: c.request("POST", "/api/v1/nodes/a", body={}), ApiError, 405, "does not allow"),
     ("not JSON", lambda c: c.request("POST", "/api/v1/nodes", body=msgspec.Raw(b"{")), ApiError, 400, "not JSON"),
     ("deep JSON", lambda c: c.request("POST", "/api/v1/nodes", body=msgspec.Raw(b"[" * 99999)), ApiError, 400, "JSON"),
-    ("no object", lambda c: c.request("POST", "/api/v1/nodes", body=[]), ApiError, 400, "not a JSON object"),
+    ("no object", lambda c: c.request("POST", "/api/v1/nodes", body=[]), ApiError, 400, "not an object"),
     ("metadata", lambda c: c.create(NODE, {"metadata": {"name": 5}}), Invalid, 422, "metadata.name"),
     ("null body", lambda c: c.request("POST", "/api/v1/nodes", body=None), ApiError, 400, "not JSON"),
     ("other kind", lambda c: c.create(POD, service() | {"kind": "Service"}, "default"), ApiError, 400, "this path"),

@@ -16,11 +16,13 @@ import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
 from kproxy.cluster.fork_server import LOG_LIMIT, POD_UID
 from kproxy.errors import HostError
+from netns import libc
 from netns.journal import Journal
 from netns.namespace import Namespace, enter, identity
 from netns.process import Process, find, is_alive, spawn
@@ -42,6 +44,8 @@ _READABLE: Final = (
     "/etc/ssl/openssl.cnf",
 )
 """What programs look up in /etc; everything else there is the host's own business."""
+_STAGE: Final = "/mnt"
+"""Where folders are shown to bubblewrap; every host has this one (FHS), and nothing of ours."""
 _COMMANDS_PID: Final = 2
 """Number of the container's command in its PID namespace."""
 _SPEAKER: Final = "bwrap: "
@@ -62,6 +66,9 @@ class Container:
         hosts: more lines of /etc/hosts: address to names.
         env: environment variables beside PATH, HOME and HOSTNAME.
         working_dir: an absolute path; empty is `/`.
+        files: more files by path, with their text.
+        folders: folders of the host's by the path at which they are seen, read-only; pods' users need not be able to
+            reach them where they are. Only for a container's own command (`start`).
     """
 
     argv: Sequence[str]
@@ -69,6 +76,8 @@ class Container:
     hosts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ def start(  # noqa: PLR0913 - what runs, where, and its three records
         output = _opened(opened, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         report = _opened(opened, status, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)
         files = opened.enter_context(_files(container))
-        argv = [_bubblewrap(), "--json-status-fd", str(report), *_arguments(container, files)]
+        argv = [_bubblewrap(), "--json-status-fd", str(report)]
+        argv += _arguments(container, files, folders=range(len(container.folders)))
         return spawn(
             argv,
             ns=ns,
@@ -108,7 +118,7 @@ def start(  # noqa: PLR0913 - what runs, where, and its three records
             stderr=output,
             uid=POD_UID,
             gid=POD_UID,
-            setup=_limit,
+            setup=partial(_prepare, list(container.folders.values())),
             pass_fds=[report, *files.values()],
             journal=journal,
             role=role,
@@ -339,6 +349,22 @@ def _program(name: str, package: str) -> str:
     return program
 
 
+def _prepare(folders: Sequence[Path]) -> None:
+    """Sets the limits, and shows folders where any user can reach them, to this process and its children alone."""
+    _limit()
+    if not folders:
+        return
+    libc.unshare(libc.CLONE_NEWNS)
+    libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
+    # Bound while the stage is still what it was: it may be the folder's own place.
+    opened = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for folder in folders]
+    libc.mount("none", _STAGE, "tmpfs", 0)
+    for number, fd in enumerate(opened):
+        place = f"{_STAGE}/{number}"
+        Path(place).mkdir()
+        libc.mount(f"/proc/self/fd/{fd}", place, None, libc.MS_BIND)
+
+
 def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_LIMIT, LOG_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -379,11 +405,12 @@ def _contents(container: Container) -> dict[str, str]:
         "/etc/hosts": "\n".join(lines) + "\n",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         "/etc/resolv.conf": "",
+        **container.files,
     }
 
 
-def _arguments(container: Container, files: Mapping[str, int]) -> list[str]:
-    """Bubblewrap's arguments, the container's command last."""
+def _arguments(container: Container, files: Mapping[str, int], folders: Sequence[int] = ()) -> list[str]:
+    """Bubblewrap's arguments, the container's command last; of its folders, those whose numbers are on the stage."""
     arguments = ["--unshare-user", "--uid", "0", "--gid", "0", "--disable-userns"]
     arguments += ["--unshare-pid", "--unshare-uts", "--unshare-ipc", "--unshare-cgroup-try"]
     arguments += ["--hostname", container.hostname, "--ro-bind", "/usr", "/usr"]
@@ -398,6 +425,8 @@ def _arguments(container: Container, files: Mapping[str, int]) -> list[str]:
         arguments += ["--ro-bind-try", path, path]
     for path, fd in files.items():
         arguments += ["--perms", "0444", "--file", str(fd), path]
+    for number, path in zip(folders, container.folders, strict=False):
+        arguments += ["--ro-bind", f"{_STAGE}/{number}", path]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/dev/shm", "/tmp"):  # noqa: S108 - the sandbox's own
         arguments += ["--size", str(TMP_LIMIT), "--perms", "1777", "--tmpfs", folder]

@@ -322,6 +322,7 @@ class PodSpec(Value, frozen=True):
     hostname: str = ""
     subdomain: str = ""
     host_network: bool = False
+    service_account_name: str = ""
     restart_policy: str = "Always"
     termination_grace_period_seconds: int = 30
     node_selector: dict[str, str] = {}

@@ -6,12 +6,13 @@ Law: nothing here starts, reads or writes anything.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kproxy.api.labels import matches
 from kproxy.api.types import Container, Object, Pod, Service
 from kproxy.cluster.clusterfile import ClusterConfig
+from kproxy.cluster.dns import addon
 from kproxy.cluster.echo import Port
 
 ECHO: Final = "echo"
@@ -24,6 +25,8 @@ EXEC_FAILED: Final = "exec failed: "
 LEAST_GRACE: Final = 2
 """Seconds between the polite and the other end, however long the pause before was (kubelet: minimumGracePeriod)."""
 HOSTNAME_LIMIT: Final = 63
+OWN_IMAGES: Final = {addon.IMAGE: "kproxy.cluster.dns"}
+"""Images that stand for a module of this package."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Command:
     Attributes:
         container: its name.
         argv: program and arguments.
+        module: the module of this package that runs instead, for an image that is this package's own.
     """
 
     container: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     working_dir: str
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,10 @@ def plan(pod: Pod, config: ClusterConfig) -> Plan:
 
 def _command(container: Container, config: ClusterConfig) -> Command | None:
     argv = container.command or config.image_command(container.image)
-    if not argv:
-        return None
-    return beside(container, (*argv, *container.args))
+    if argv:
+        return beside(container, (*argv, *container.args))
+    module = OWN_IMAGES.get(container.image)
+    return replace(beside(container, ()), module=module) if module else None
 
 
 def beside(container: Container, argv: tuple[str, ...]) -> Command:

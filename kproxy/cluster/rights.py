@@ -47,7 +47,7 @@ class Identity(NamedTuple):
 
 
 ADMIN: Final = Identity("kubernetes-admin", Role.ADMIN)
-DNS: Final = Identity("system:serviceaccount:kube-system:coredns", Role.DNS)
+DNS: Final = Identity("system:serviceaccount:kube-system:kube-dns", Role.DNS)
 _GROUPS: Final[Mapping[Role, tuple[str, ...]]] = {
     Role.ADMIN: ("system:masters",),
     Role.NODE: ("system:nodes",),

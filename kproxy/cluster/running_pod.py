@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kproxy.api.types import Container, Object, Pod, Service, view
-from kproxy.cluster import pods, probing, sandbox
+from kproxy.cluster import own_programs, pods, probing, sandbox, service_accounts
 from kproxy.cluster.container_probe import ContainerProbe
 from kproxy.cluster.echo import Port
 from kproxy.cluster.fork_server import Request
@@ -25,7 +25,7 @@ from kproxy.cluster.pod_processes import ECHO_SOCKET, EchoControl, ForkServer, k
 from kproxy.cluster.pods import Backoff, Command, ContainerState, Observed
 from kproxy.cluster.prober import Prober, Target
 from kproxy.cluster.reactor import Reactor
-from kproxy.errors import HostError
+from kproxy.errors import HostError, UserError
 from netns import process
 from netns.errors import NetnsError
 from netns.journal import Journal
@@ -266,18 +266,21 @@ class RunningPod:
                 journal=self._means.journal,
                 role=self._role(unit.name),
             )
-        except (HostError, NetnsError, OSError) as error:
+        except (HostError, NetnsError, OSError, UserError) as error:
             self._ended(unit, None, str(error))
             return
         self._watch_process(unit, started)
 
     def _sandboxed(self, command: Command) -> sandbox.Container:
+        own = own_programs.module(command.module) if command.module else None
         return sandbox.Container(
-            command.argv,
+            own.argv if own else command.argv,
             pods.hostname(self.pod),
             hosts={address: (pods.hostname(self.pod),) for address in self.addresses},
-            env=command.env,
+            env={**command.env, **(own.env if own else {})},
             working_dir=command.working_dir,
+            files=service_accounts.files(self._means.layout, self.pod),
+            folders=own.folders if own else {},
         )
 
     def _log(self, container: str) -> Path:

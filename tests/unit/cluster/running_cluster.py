@@ -92,7 +92,7 @@ class Cluster:
         self.manager = ControllerManager(Client(api.url), api.settings)
 
 
-def eventually(look: Callable[[], T], is_right: Callable[[T], bool], seconds: float = 5.0) -> T:
+def eventually(look: Callable[[], T], is_right: Callable[[T], bool], seconds: float = 20.0) -> T:
     """What ``look`` sees once it is right; fails with the last thing seen."""
     deadline = time.monotonic() + seconds
     while True:

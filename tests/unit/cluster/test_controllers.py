@@ -6,7 +6,20 @@ from typing import Any
 
 from running_cluster import Cluster, eventually
 
-from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, ENDPOINTS, NAMESPACE, NODE, POD, REPLICA_SET, SERVICE
+from kproxy.api.kinds import (
+    CONTROLLER_REVISION,
+    DAEMON_SET,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    ENDPOINTS,
+    EVENT,
+    NAMESPACE,
+    NODE,
+    POD,
+    REPLICA_SET,
+    SERVICE,
+    STATEFUL_SET,
+)
 from kproxy.errors import NotFound
 
 
@@ -238,3 +251,136 @@ def test_endpoints_that_come_before_their_service_wait_and_go_with_it(cluster: C
         lambda seen: seen == ["kubernetes", "other"],
     )
     eventually(lambda: addresses(cluster), lambda seen: not seen)
+
+
+def workload(kind: str, name: str = "web", image: str = "echo", **spec: Any) -> dict[str, Any]:
+    made = deployment(name, image=image, **spec)
+    made["kind"] = kind
+    if kind == "DaemonSet":
+        del made["spec"]["replicas"]
+    return made
+
+
+def names_and_nodes(cluster: Cluster) -> dict[str, str]:
+    pods = cluster.client.list(POD, "default").items
+    return {pod["metadata"]["name"]: pod["spec"].get("nodeName", "") for pod in pods if pod["status"].get("podIP")}
+
+
+def test_a_stateful_set_grows_shrinks_and_is_updated_in_order(cluster: Cluster) -> None:
+    made = workload("StatefulSet", replicas=3, serviceName="peers")
+    cluster.client.apply([{"object": made}])
+    eventually(lambda: set(names_and_nodes(cluster)), lambda seen: seen == {"web-0", "web-1", "web-2"})
+    pod = cluster.client.get(POD, "web-2", "default")
+    assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == ("web-2", "peers")
+    assert pod["metadata"]["labels"]["apps.kubernetes.io/pod-index"] == "2"
+    before = {item["metadata"]["name"]: item["metadata"]["uid"] for item in cluster.client.list(POD, "default").items}
+
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = cluster.client.get(STATEFUL_SET, "web", "default")["status"]
+        return found
+
+    first = eventually(status, lambda seen: seen.get("readyReplicas") == 3)["currentRevision"]
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}
+    made = workload("StatefulSet", replicas=3, serviceName="peers", image="echo:2", updateStrategy=rolling)
+    cluster.client.apply([{"object": made}])
+    eventually(status, lambda seen: seen.get("updatedReplicas") == seen.get("readyReplicas") - 1 == 2)
+    now = {item["metadata"]["name"]: item["metadata"]["uid"] for item in cluster.client.list(POD, "default").items}
+    assert {name for name, uid in now.items() if uid != before[name]} == {"web-1", "web-2"}
+    assert status()["currentRevision"] == first != status()["updateRevision"]
+    rolling["rollingUpdate"] = {"partition": 0}
+    made["spec"]["updateStrategy"] = rolling
+    cluster.client.apply([{"object": made}])
+    eventually(status, lambda seen: seen["currentRevision"] == seen["updateRevision"] != first)
+    revisions = cluster.client.list(CONTROLLER_REVISION, "default").items
+    assert sorted(item["revision"] for item in revisions) == [1, 2]
+    cluster.client.patch(STATEFUL_SET, "web", {"spec": {"replicas": 1}}, "default")
+    eventually(lambda: set(names_and_nodes(cluster)), lambda seen: seen == {"web-0"})
+    cluster.client.delete(STATEFUL_SET, "web", "default")
+    eventually(lambda: cluster.client.list(POD, "default").items, lambda seen: not seen)
+    eventually(lambda: cluster.client.list(CONTROLLER_REVISION, "default").items, lambda seen: not seen)
+
+
+def test_a_daemon_set_has_a_pod_on_every_node_that_fits(cluster: Cluster) -> None:
+    taint = {"key": "gpu", "effect": "NoSchedule"}
+    cluster.client.patch(NODE, "node3", {"spec": {"taints": [taint]}})
+    cluster.client.apply([{"object": workload("DaemonSet")}])
+    eventually(lambda: sorted(names_and_nodes(cluster).values()), lambda seen: seen == ["node1", "node2"])
+    cluster.client.patch(NODE, "node3", {"spec": {"taints": None}})
+    eventually(lambda: sorted(names_and_nodes(cluster).values()), lambda seen: seen == ["node1", "node2", "node3"])
+    cluster.client.apply([{"object": workload("DaemonSet", image="echo:2")}])
+    eventually(
+        lambda: cluster.client.get(DAEMON_SET, "web", "default")["status"],
+        lambda seen: seen.get("updatedNumberScheduled") == seen.get("numberAvailable") == 3,
+    )
+    cluster.client.patch(NODE, "node1", {"spec": {"taints": [{**taint, "effect": "NoExecute"}]}})
+    eventually(lambda: sorted(names_and_nodes(cluster).values()), lambda seen: seen == ["node2", "node3"])
+
+
+def test_pods_of_a_node_that_becomes_tainted_leave_it(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=3)}])
+    eventually(lambda: sorted(names_and_nodes(cluster).values()), lambda seen: seen == ["node1", "node2", "node3"])
+    taint = {"key": "broken", "effect": "NoExecute"}
+    cluster.client.patch(NODE, "node1", {"spec": {"taints": [taint]}})
+    eventually(
+        lambda: sorted(names_and_nodes(cluster).values()),
+        lambda seen: len(seen) == 3 and set(seen) == {"node2", "node3"},
+    )
+
+
+def test_a_paused_deployment_scales_but_does_not_roll(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=2)}])
+    eventually(lambda: len(ready_pods(cluster)), lambda seen: seen == 2)
+    cluster.client.apply([{"object": deployment(replicas=3, image="echo:2", paused=True)}])
+    eventually(lambda: len(ready_pods(cluster)), lambda seen: seen == 3)
+    assert {pod["spec"]["containers"][0]["image"] for pod in ready_pods(cluster)} == {"echo"}
+    cluster.client.apply([{"object": deployment(replicas=3, image="echo:2", paused=False)}])
+    eventually(
+        lambda: [pod["spec"]["containers"][0]["image"] for pod in ready_pods(cluster)],
+        lambda seen: seen == ["echo:2"] * 3,
+    )
+
+
+def test_revisions_are_numbered_and_the_oldest_forgotten(cluster: Cluster) -> None:
+    def revision() -> str:
+        found = cluster.client.get(DEPLOYMENT, "web", "default")
+        is_done = found["status"].get("updatedReplicas") == found["status"].get("availableReplicas") == 1
+        is_seen = found["status"].get("observedGeneration") == found["metadata"]["generation"]
+        number = (found["metadata"].get("annotations") or {}).get("deployment.kubernetes.io/revision", "")
+        return number if is_done and is_seen and found["status"]["replicas"] == 1 else ""
+
+    for number, image in enumerate(("echo:1", "echo:2", "echo:3", "echo:1"), start=1):
+        cluster.client.apply([{"object": deployment(replicas=1, image=image, revisionHistoryLimit=2)}])
+        eventually(revision, lambda seen, wanted=str(number): seen == wanted)
+    sets = cluster.client.list(REPLICA_SET, "default").items
+    by_image = {item["spec"]["template"]["spec"]["containers"][0]["image"]: item for item in sets}
+    again = by_image["echo:1"]["metadata"]["annotations"]
+    assert again["deployment.kubernetes.io/revision"] == "4"
+    assert again["deployment.kubernetes.io/revision-history"] == "1"
+    cluster.client.apply([{"object": deployment(replicas=1, image="echo:4", revisionHistoryLimit=1)}])
+    eventually(lambda: len(cluster.client.list(REPLICA_SET, "default").items), lambda seen: seen == 2)
+
+
+def test_what_happens_is_told_in_events(cluster: Cluster) -> None:
+    cluster.client.apply([{"object": deployment(replicas=1)}])
+    picky = {"nodeSelector": {"disk": "ssd"}, "containers": [{"name": "c", "image": "echo"}]}
+    cluster.client.create(POD, {"metadata": {"name": "picky"}, "spec": picky}, "default")
+
+    def told() -> set[tuple[str, str, str]]:
+        events = cluster.client.list(EVENT, "default").items
+        return {(item["involvedObject"]["kind"], item["type"], item["reason"]) for item in events}
+
+    eventually(
+        told,
+        lambda seen: (
+            seen
+            >= {
+                ("Deployment", "Normal", "ScalingReplicaSet"),
+                ("ReplicaSet", "Normal", "SuccessfulCreate"),
+                ("Pod", "Normal", "Scheduled"),
+                ("Pod", "Warning", "FailedScheduling"),
+            }
+        ),
+    )
+    (event,) = [item for item in cluster.client.list(EVENT, "default").items if item["reason"] == "FailedScheduling"]
+    assert event["message"] == "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+    assert event["source"] == {"component": "default-scheduler"}

@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from typing import Any, Literal, Protocol
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -31,7 +31,11 @@ _REQUEST_TIMEOUT = 60.0  # seconds; an apply of 10,000 objects takes a few
 _STOP_LATENCY = 0.5  # seconds until a quiet watch looks at its stop event
 _WATCH_SECONDS = (300, 600)  # as client-go's reflector: a watch is renewed after 5 to 10 minutes
 _WATCH_GRACE = 30.0  # seconds that a server may be late in ending a watch before the connection counts as dead
+_SHORT_WATCH = 1.0  # seconds; a watch that ends sooner and told nothing counts as a failure, as in client-go
+_PAGE = 500  # objects, client-go's pager
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.05, 5.0  # seconds; a restarted control plane is back within a second
+
+_UNAUTHORIZED = 401
 
 _ERRORS: Mapping[str, type[ApiError]] = {
     "NotFound": NotFound,
@@ -72,6 +76,56 @@ class WatchEvent:
         return str(self.object["metadata"]["resourceVersion"])
 
 
+@dataclass(frozen=True)
+class RawSnapshot:
+    """A Snapshot as JSON: the lists that the server answered, page by page."""
+
+    pages: list[bytes]
+    resource_version: str
+
+
+@dataclass(frozen=True)
+class RawEvent:
+    """A WatchEvent whose object is still JSON."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: bytes
+    resource_version: str
+
+
+class Credentials(Protocol):
+    """Whom a client trusts and what it shows; both may change while it lives. Called from any thread."""
+
+    def ssl_context(self) -> Any:
+        """For a new connection by https: an ssl.SSLContext, or None for the system's authorities."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Sent with every request, such as Authorization."""
+
+    def renew(self) -> bool:
+        """After the server said 401: whether there is something else to show now."""
+
+
+@dataclass(frozen=True)
+class _FixedCredentials:
+    """Credentials that never change."""
+
+    context: Any
+    shown: Mapping[str, str]
+
+    def ssl_context(self) -> Any:
+        """See Credentials."""
+        return self.context
+
+    def headers(self) -> Mapping[str, str]:
+        """See Credentials."""
+        return self.shown
+
+    def renew(self) -> bool:
+        """See Credentials."""
+        return False
+
+
 class Applied(msgspec.Struct, frozen=True, rename="camel"):
     """What became of one document; ``object`` is what is stored, or for a dry run would be."""
 
@@ -102,18 +156,32 @@ class Client:
     """A Kubernetes API; usable from several threads, each of which has a connection of its own.
 
     Args:
-        url: ``unix:///path/to/socket``, ``http://host:port`` or ``https://host:port``.
+        url: ``unix:///path/to/socket``, ``http://host:port`` or ``https://host:port``, with a path before Kubernetes'
+            own if need be.
         ssl_context: for https, whom to trust and what to show; None means the system's authorities.
         headers: sent with every request, such as Authorization.
+        credentials: instead of the two, where they may change.
+        by_way_of: ``http://host:port`` of a proxy for https; empty for none.
+        server_name: the name in the server's certificate where it is another than the URL's host.
 
     Raises:
         UserError: the URL is none of these.
     """
 
-    def __init__(self, url: str, *, ssl_context: Any = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(  # noqa: PLR0913 - each is a thing of its own that a kubeconfig may say, all by name
+        self,
+        url: str,
+        *,
+        ssl_context: Any = None,
+        headers: Mapping[str, str] | None = None,
+        credentials: Credentials | None = None,
+        by_way_of: str = "",
+        server_name: str = "",
+    ) -> None:
         self.url = url
-        self._connect = _connector(url, ssl_context)
-        self._headers = {"Accept": "application/json", "User-Agent": "kproxy", **(headers or {})}
+        self._credentials = credentials or _FixedCredentials(ssl_context, headers or {})
+        self._connect = _connector(url, self._credentials, by_way_of, server_name)
+        self._prefix = "" if url.startswith("unix:") else urlsplit(url).path.rstrip("/")
         self._threads = threading.local()
         self._closed = threading.Event()
         self._watches: set[socket.socket] = set()
@@ -274,18 +342,27 @@ class Client:
             ApiError: the answer is a failure.
         """
         content = None if body is None else msgspec.json.encode(body)
-        headers = self._headers if content is None else self._headers | {"Content-Type": content_type}
+        more = {} if content is None else {"Content-Type": content_type}
+        status, answer = self._ask(method, _with_query(path, query), content, more)
+        if status == _UNAUTHORIZED and self._credentials.renew():
+            self._threads = threading.local()
+            status, answer = self._ask(method, _with_query(path, query), content, more)
+        if status >= 400:
+            raise error_of(answer, status)
+        return answer
+
+    def _ask(self, method: str, path: str, content: bytes | None, more: Mapping[str, str]) -> tuple[int, bytes]:
         connection = self._connection()
         try:
-            connection.request(method, _with_query(path, query), content, headers)
+            connection.request(method, self._prefix + path, content, {**self._headers(), **more})
             response = connection.getresponse()
-            answer = response.read()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
-        if response.status >= 400:
-            raise error_of(answer, response.status)
-        return answer
+
+    def _headers(self) -> dict[str, str]:
+        return {"Accept": "application/json", "User-Agent": "kproxy", **self._credentials.headers()}
 
     def close(self) -> None:
         """Ends every watch and ``follow`` of this client, in whatever thread; forgets idle connections."""
@@ -318,14 +395,20 @@ class Client:
             Unreachable: nobody answers, or the connection broke.
             ApiError: the server refused.
         """
-        query = _selectors(label_selector, field_selector) | {"watch": "1", "resourceVersion": resource_version}
+        query = _selectors(label_selector, field_selector) | {"resourceVersion": resource_version}
         if bookmarks:
             query["allowWatchBookmarks"] = "true"
-        if timeout_seconds:
-            query["timeoutSeconds"] = str(timeout_seconds)
+        for event in self._watch_raw(kind.path(namespace), query, timeout_seconds, stop):
+            yield WatchEvent(event.type, _object(event.object))
+
+    def _watch_raw(
+        self, path: str, query: Mapping[str, str], timeout_seconds: int, stop: threading.Event | None
+    ) -> Iterator[RawEvent]:
+        limit = {"timeoutSeconds": str(timeout_seconds)} if timeout_seconds else {}
         connection = self._connect()
         try:
-            connection.request("GET", _with_query(kind.path(namespace), query), headers=self._headers)
+            whole = self._prefix + _with_query(path, {**query, "watch": "1", **limit})
+            connection.request("GET", whole, headers=self._headers())
         except OSError as error:
             connection.close()
             raise self._unreachable(error) from error
@@ -334,7 +417,7 @@ class Client:
         try:
             deadline = time.monotonic() + timeout_seconds + _WATCH_GRACE if timeout_seconds else None
             for line in _Stream(watched, lambda: self._has_ended(stop), deadline).lines():
-                yield _event(line)
+                yield _raw_event(line)
         except (OSError, http.client.HTTPException) as error:
             if not self._has_ended(stop):
                 raise self._unreachable(error) from error
@@ -353,10 +436,41 @@ class Client:
         stop: threading.Event | None = None,
         on_error: Callable[[Exception], None] | None = None,
     ) -> Iterator[Snapshot | WatchEvent]:
-        """All objects of a kind, then what happens to them, for as long as it takes.
+        """All objects of a kind, then what happens to them, for as long as it takes: see ``follow_raw``."""
+        named = {"apiVersion": kind.api_version, "kind": kind.name}
+        for told in self.follow_raw(
+            kind,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+            bookmarks=bookmarks,
+            stop=stop,
+            on_error=on_error,
+        ):
+            if isinstance(told, RawSnapshot):
+                items = [named | item for page in told.pages for item in msgspec.json.decode(page).get("items") or ()]
+                yield Snapshot(items, told.resource_version)
+            else:
+                yield WatchEvent(told.type, _object(told.object))
 
-        A watch that ends is resumed where it was; one that cannot be (410 Gone) begins again with a Snapshot. A server
+    def follow_raw(  # noqa: PLR0913 - Kubernetes' own options, all by name
+        self,
+        kind: Kind,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        bookmarks: bool = True,
+        stop: threading.Event | None = None,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> Iterator[RawSnapshot | RawEvent]:
+        """All objects of a kind, then what happens to them, for as long as it takes, as JSON.
+
+        A watch that ends is resumed where it was; one that cannot be (410 Gone) begins again with a snapshot. A server
         that is away is tried again, at growing intervals of up to five seconds. Ends only with ``stop`` or ``close``.
+
+        As client-go's reflector does it: the first list may be as old as the server likes (resourceVersion 0, which it
+        answers from memory), one after a gap may not; lists come in pages where the server wants it so.
 
         Args:
             kind: what to follow.
@@ -367,34 +481,49 @@ class Client:
             stop: ends it within half a second.
             on_error: told of each failure that is being waited out, for a log.
         """
-        selection = {"namespace": namespace, "label_selector": label_selector, "field_selector": field_selector}
-        position = ""
+        path, selection = kind.path(namespace), _selectors(label_selector, field_selector)
+        changes = selection | ({"allowWatchBookmarks": "true"} if bookmarks else {})
+        age, position = {"resourceVersion": "0"}, ""
         backoff = _Backoff(self._closed, stop)
         while not self._has_ended(stop):
+            began, is_news = time.monotonic(), False
             try:
                 if not position:
-                    listing = self.list(kind, **selection)  # type: ignore[arg-type]
-                    position = listing.resource_version
-                    yield Snapshot(listing.items, position)
+                    snapshot = self._list_pages(path, selection, age)
+                    position = snapshot.resource_version
+                    yield snapshot
                 seconds = random.randint(*_WATCH_SECONDS)  # noqa: S311 - spreads load, guards nothing
-                events = self.watch(
-                    kind,
-                    resource_version=position,
-                    timeout_seconds=seconds,
-                    bookmarks=bookmarks,
-                    stop=stop,
-                    **selection,  # type: ignore[arg-type]
-                )
-                for event in events:
-                    position = event.resource_version
+                for event in self._watch_raw(path, {**changes, "resourceVersion": position}, seconds, stop):
+                    position, is_news = event.resource_version, True
                     backoff.reset()
                     yield event
             except Gone:
-                position = ""
+                position, age = "", {}
             except (Unreachable, ApiError) as error:
                 if on_error is not None:
                     on_error(error)
                 backoff.wait()
+            else:
+                if not is_news and time.monotonic() - began < _SHORT_WATCH:
+                    backoff.wait()
+
+    def _list_pages(self, path: str, selection: Mapping[str, str], age: Mapping[str, str]) -> RawSnapshot:
+        """A whole list; if its next page is no longer to be had, all of it anew in one."""
+        query = {**selection, **age, "limit": str(_PAGE)}
+        pages = [self.request("GET", path, query=query)]
+        head = msgspec.json.decode(pages[0], type=_ListHead).metadata
+        more = head.continue_
+        while more:
+            try:
+                pages.append(self.request("GET", path, query={**selection, "limit": str(_PAGE), "continue": more}))
+            except Gone:
+                return self._list_pages_in_one(path, selection)
+            more = msgspec.json.decode(pages[-1], type=_ListHead).metadata.continue_
+        return RawSnapshot(pages, head.resource_version)
+
+    def _list_pages_in_one(self, path: str, selection: Mapping[str, str]) -> RawSnapshot:
+        page = self.request("GET", path, query=selection)
+        return RawSnapshot([page], msgspec.json.decode(page, type=_ListHead).metadata.resource_version)
 
     def _has_ended(self, stop: threading.Event | None) -> bool:
         return self._closed.is_set() or (stop is not None and stop.is_set())
@@ -412,6 +541,22 @@ class Client:
         return Unreachable(f"the Kubernetes API at {self.url} does not answer: {error or type(error).__name__}")
 
 
+class _Metadata(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _ListHead(msgspec.Struct):
+    """What is read of a list to go on; the rest is passed over."""
+
+    metadata: _Metadata
+
+
+class _EventLine(msgspec.Struct):
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: msgspec.Raw
+
+
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
@@ -427,6 +572,22 @@ class _UnixConnection(http.client.HTTPConnection):
         except OSError:
             self.close()
             raise
+
+
+class _TlsConnection(http.client.HTTPSConnection):
+    """HTTPS to a server whose certificate may bear another name."""
+
+    def __init__(self, host: str, port: int | None, context: Any, server_name: str) -> None:
+        super().__init__(host, port, timeout=_REQUEST_TIMEOUT, context=context)
+        self._tls = context
+        self._server_name = server_name
+
+    def connect(self) -> None:
+        if not self._server_name or self._tls is None:
+            super().connect()
+            return
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name)
 
 
 class _ThreadConnection:
@@ -556,24 +717,42 @@ def error_of(answer: bytes, code: int) -> ApiError:
     return _ERRORS.get(str(status.get("reason")), ApiError)(status)
 
 
-def _event(line: bytes) -> WatchEvent:
-    decoded = msgspec.json.decode(line)
-    if decoded["type"] == "ERROR":
-        raise error_of(msgspec.json.encode(decoded["object"]), int(decoded["object"].get("code", 500)))
-    return WatchEvent(decoded["type"], decoded["object"])
+def _raw_event(line: bytes) -> RawEvent:
+    decoded = _decode_event(line)
+    body = bytes(decoded.object)
+    if decoded.type == "ERROR":
+        raise error_of(body, msgspec.json.decode(body).get("code", 500))
+    return RawEvent(decoded.type, body, _decode_head(body).metadata.resource_version)
 
 
-def _connector(url: str, ssl_context: Any) -> Callable[[], http.client.HTTPConnection]:
+_decode_event = msgspec.json.Decoder(_EventLine).decode
+_decode_head = msgspec.json.Decoder(_ListHead).decode
+
+
+def _connector(
+    url: str, credentials: Credentials, by_way_of: str, server_name: str
+) -> Callable[[], http.client.HTTPConnection]:
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path.startswith("/") and not parts.netloc:
         path = unquote(parts.path)
         return lambda: _UnixConnection(path)
-    host = parts.hostname
-    if host and parts.path in ("", "/") and parts.scheme == "http":
-        return lambda: http.client.HTTPConnection(host, parts.port, timeout=_REQUEST_TIMEOUT)
-    if host and parts.path in ("", "/") and parts.scheme == "https":
-        return lambda: http.client.HTTPSConnection(host, parts.port, timeout=_REQUEST_TIMEOUT, context=ssl_context)
+    if parts.hostname and parts.scheme in ("http", "https") and not (parts.query or parts.fragment):
+        return lambda: _tcp_connection(parts, credentials, by_way_of, server_name)
     raise UserError(f"{url!r} is no address of a Kubernetes API: unix:///path, http://host:port or https://host:port")
+
+
+def _tcp_connection(
+    parts: SplitResult, credentials: Credentials, by_way_of: str, server_name: str
+) -> http.client.HTTPConnection:
+    host, port = parts.hostname or "", parts.port
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=_REQUEST_TIMEOUT)
+    if not by_way_of:
+        return _TlsConnection(host, port, credentials.ssl_context(), server_name)
+    proxy = urlsplit(by_way_of)
+    connection = _TlsConnection(proxy.hostname or "", proxy.port or 80, credentials.ssl_context(), server_name or host)
+    connection.set_tunnel(host, port or 443)
+    return connection
 
 
 def _object(body: bytes) -> Object:

@@ -517,7 +517,7 @@ def test_the_lab_says_what_it_is(client: Client) -> None:
     assert client.lab_status() == {"name": "lab"}
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "unix:relative", "unix://host/path", "http://h/sub", ""])
+@pytest.mark.parametrize("url", ["ftp://x", "unix:relative", "unix://host/path", "http://h/?sub", ""])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="no address of a Kubernetes API"):
         Client(url)

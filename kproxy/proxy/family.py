@@ -66,6 +66,7 @@ def canonical_cidr(text: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=4096)
 def contains(cidr: str, address: str) -> bool:
     """Whether ``address`` lies in ``cidr``; both canonical, False across families."""
     return ipaddress.ip_address(address) in ipaddress.ip_network(cidr)

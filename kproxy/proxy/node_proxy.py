@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import socket
@@ -22,6 +21,7 @@ from kproxy.proxy.backends.iptables.python_iptables import backend_class
 from kproxy.proxy.backends.iptables.rules import COUNTERS
 from kproxy.proxy.backends.iptables.writer import clean_up
 from kproxy.proxy.changes import Batch, Tracker
+from kproxy.proxy.collector import Collector
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.conntrack import ConntrackReconciler
 from kproxy.proxy.family import Family
@@ -82,16 +82,16 @@ def run(config: ProxyConfig) -> int:
     threading.excepthook = _fail_with(inbox)
     if config.config:
         _watch_file(Path(config.config), inbox, stop)
-    gc.disable()  # until everything is loaded: the heap only grows, and the collector would take a tenth of the time
+    collector = Collector(time.monotonic())
     source = make_source(config, name)
     source.start(inbox.put, stop)
     try:
-        return _run(config, name, source, inbox)
+        return _run(config, name, source, inbox, collector)
     finally:
         stop.set()
 
 
-def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox) -> int:
+def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox, collector: Collector) -> int:
     node, early = wait_for_node(config, name, inbox, is_patient=source.is_patient)
     if ENDINGS & _commands(early):
         return status_of(early)
@@ -103,23 +103,28 @@ def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox) -> int:
     sysctls.set_oom_score(config.oom_score_adj)
     _serve(config, reports)
     agent = Agent(config, name, proxiers, reports, local_addresses)
-    for event in early:
-        agent.handle(event, time.monotonic())
-    agent.work(time.monotonic)
-    gc.freeze()  # what is loaded stays: later collections need not look at it
-    gc.enable()
-    return loop(agent, inbox)
+    return loop(agent, inbox, early, collector)
 
 
-def loop(agent: Agent, inbox: Inbox) -> int:
-    """Handle events and do what is due, until told to end; returns the exit status."""
+def loop(agent: Agent, inbox: Inbox, events: list[Batch | Command], collector: Collector) -> int:
+    """Handle events and do what is due, until told to end; returns the exit status.
+
+    Args:
+        agent: who handles them.
+        inbox: where they come from.
+        events: those that have come already; the list is emptied, for they hold all objects of the start.
+        collector: told when there is time to tidy up.
+    """
     while True:
-        agent.work(time.monotonic)
-        events = next_events(inbox, agent.next_due())
         if ENDINGS & _commands(events):
             return status_of(events)
+        changes = sum(len(event.changes) for event in events if isinstance(event, Batch))
         for event in events:
             agent.handle(event, time.monotonic())
+        events.clear()
+        agent.work(time.monotonic)
+        collector.rest(changes, time.monotonic(), is_idle=inbox.empty())
+        events = next_events(inbox, agent.next_due())
 
 
 def _commands(events: Iterable[Batch | Command]) -> set[Command]:

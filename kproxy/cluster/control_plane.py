@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from kproxy.cluster.controllers.manager import ControllerManager
     from kproxy.cluster.controllers.node_agent import NodeAgent
     from kproxy.cluster.controllers.node_proxy import NodeProxies
-    from kproxy.cluster.status import LabStatus, NodeStatus, ProcessStatus, ProxySettings
+    from kproxy.cluster.load_balancers.supervisor import Supervisor
+    from kproxy.cluster.status import LabStatus, LoadBalancersStatus, NodeStatus, ProcessStatus, ProxySettings
 
 _LOG = logging.getLogger(__name__)
 ROLE: Final = "control-plane"
@@ -113,6 +114,7 @@ class ControlPlane:
         self._failure: Exception | None = None
         self._agent: NodeAgent | None = None
         self._proxies: NodeProxies | None = None
+        self._balancers: Supervisor | None = None
         self._server: Server | None = None
         self._variant = ""
 
@@ -131,6 +133,8 @@ class ControlPlane:
         self._network_is_up.wait()
         if self._failure is not None:
             raise self._failure
+        if (balancers := self._balancers) is not None:
+            self._in_thread("load-balancer", lambda: balancers.run(self._stop))
         agent = self._start_agent(client)
         self._wait_for_proxies()
         if not agent.wait_until_settled(PATIENCE):
@@ -218,10 +222,14 @@ class ControlPlane:
 
     def _start_controllers(self) -> ControllerManager:
         from kproxy.client import Client
+        from kproxy.api.kinds import SERVICE
         from kproxy.cluster.controllers.manager import ControllerManager
 
+        from kproxy.cluster.load_balancers.supervisor import Supervisor
         manager = ControllerManager(Client(self._layout.api_url), self._settings())
         manager.start()
+        self._balancers = Supervisor(self._layout, self._journal, self._config.load_balancer.kind)
+        manager.informers.of(SERVICE).add_handler(self._balancers.notice)
         return manager
 
     def _settings(self) -> ClusterSettings:
@@ -308,8 +316,18 @@ class ControlPlane:
             pod_cidrs=node.pod_cidrs,
             proxy=proxy,
             ready=not has_proxy or (self._proxies is not None and self._proxies.is_programmed(node.name)),
+            load_balancers=self._load_balancers_status(),
             proxy_settings=None if proxy == "none" else self._proxy_settings(node, node.proxy),
         )
+    def _load_balancers_status(self) -> LoadBalancersStatus:
+        """What the balancer wrote down last; nothing of Services before the first of them has asked for one."""
+        from kproxy.cluster.status import LoadBalancersStatus
+
+        try:
+            return msgspec.json.decode(self._layout.load_balancers_file.read_bytes(), type=LoadBalancersStatus)
+        except FileNotFoundError:
+            return LoadBalancersStatus(self._config.load_balancer.kind, self._config.load_balancer.cidrs)
+
 
     def _proxy_settings(self, node: NodeConfig, proxy: ProxyConfig) -> ProxySettings:
         from kproxy.cluster.controllers import node_proxy
@@ -341,6 +359,9 @@ def _ensure_node(client: Client, node: NodeConfig) -> None:
     with contextlib.suppress(AlreadyExists):
         client.create(NODE, node_object(node))
     client.patch(NODE, node.name, {"status": node_status(node)}, subresource="status")
+        if self._balancers is not None and (balancer := self._balancers.process) is not None:
+            found.append(ProcessStatus("load-balancer", balancer.pid, "router"))
+            found += [ProcessStatus("haproxy", one.pid, "router") for one in self._balancers.haproxies()]
 
 
 def node_object(node: NodeConfig) -> Object:

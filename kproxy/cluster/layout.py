@@ -99,6 +99,21 @@ class Layout:
         return self.run / "journal"
 
     @property
+    def load_balancers_file(self) -> Path:
+        """Who serves which load balancer address now, as JSON; there once a Service has asked for one."""
+        return self.run / "load-balancers.json"
+
+    @property
+    def haproxy_file(self) -> Path:
+        """The configuration of the classic balancers' HAProxy."""
+        return self.run / "haproxy.cfg"
+
+    @property
+    def haproxy_socket(self) -> Path:
+        """Where one HAProxy takes the listeners over from the one before."""
+        return self.run / "haproxy.sock"
+
+    @property
     def lock(self) -> Path:
         """Held by the control plane, and by `lab up` and `lab down` while they work."""
         return self.run / "lock"

@@ -78,6 +78,43 @@ class ExternalRoute(Part, frozen=True):
     via: str
 
 
+class LoadBalancedService(Part, frozen=True):
+    """A Service that asks the lab for a load balancer.
+
+    Attributes:
+        service: `default/web`.
+        kind: `l2`, `nlb` or `classic`.
+        observed: resourceVersion of the Service that this is about; 0 until all nodes have been asked once.
+        addresses: one a family; empty when it gets none.
+        reason: why it gets none.
+        ip_mode: `VIP` or `Proxy`.
+        announcers: l2 only: the node that answers for each address; one that no node may serve is missing.
+        nodes: the nodes that may serve it now.
+    """
+
+    service: str
+    kind: str
+    observed: str
+    addresses: tuple[str, ...]
+    reason: str
+    ip_mode: str
+    announcers: dict[str, str]
+    nodes: tuple[str, ...]
+
+
+class LoadBalancersStatus(Part, frozen=True):
+    """The lab's load balancers.
+
+    Attributes:
+        kind: what serves a Service that does not choose; `none` leaves it to others.
+        cidrs: the pool.
+    """
+
+    kind: str = "none"
+    cidrs: tuple[str, ...] = ()
+    services: tuple[LoadBalancedService, ...] = ()
+
+
 class PodStatus(Part, frozen=True):
     """One pod.
 
@@ -101,7 +138,7 @@ class ProcessStatus(Part, frozen=True):
     """One process of the lab.
 
     Attributes:
-        role: `control-plane`, `fork-server`, `proxy`, `pod`, or `relay`.
+        role: `control-plane`, `fork-server`, `proxy`, `pod`, `load-balancer`, `haproxy`, or `relay`.
         where: the node or pod it belongs to; `host` for those in the host's namespaces; a relay's with its address.
     """
 
@@ -141,3 +178,4 @@ class LabStatus(Part, frozen=True):
     processes: tuple[ProcessStatus, ...]
     proxy: ProxyStatus
     api_socket: str
+    load_balancers: LoadBalancersStatus = LoadBalancersStatus()

@@ -1,0 +1,329 @@
+"""The process that serves a lab's Services of type LoadBalancer, from the router's network namespace.
+
+Law: it speaks to the cluster by the API alone, keeps nothing that it could not find out again, and writes a Service's
+status only when packets to the address have somebody to take them. One thread decides and acts; others only look.
+
+    Services, Nodes ── claims ── pool: addresses ── health: which nodes ─┬─ l2: a node answers ARP and NDP
+                                                                         ├─ nlb: DNAT in the router
+                                                                         └─ classic: HAProxy in the router
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kproxy.api.kinds import NODE, SERVICE, Kind
+from kproxy.api.types import Object
+from kproxy.client import Client, Snapshot
+from kproxy.cluster import status
+from kproxy.cluster.clusterfile import ClusterConfig
+from kproxy.cluster.controllers.informer import name_of
+from kproxy.cluster.events import Events
+from kproxy.cluster.layout import Layout
+from kproxy.cluster.load_balancers import passing
+from kproxy.cluster.load_balancers.claims import CLASSIC, L2, Claim, Key, claim_of, version_of
+from kproxy.cluster.load_balancers.health import Checker, Target
+from kproxy.cluster.load_balancers.pool import Share, assign
+from kproxy.cluster.load_balancers.proxying import HAProxy
+from kproxy.cluster.load_balancers.serving import Balance, Member, balance, member_of, target_of
+from kproxy.cluster.reactor import Reactor
+from kproxy.cluster.topology import UPLINK
+from kproxy.errors import KproxyError, NotFound
+from netns.announce import Announcer
+from netns.errors import NetnsError
+from netns.journal import Journal
+from netns.namespace import named
+
+_LOG = logging.getLogger(__name__)
+ROLE: Final = "load-balancer"
+COMPONENT: Final = "kproxy-load-balancer"
+REPEATS: Final = (0.0, 0.5, 1.5, 3.0)
+"""Seconds after a move at which the address is announced: a router may miss one."""
+TICK: Final = 1.0
+"""Seconds after which what could not be done is tried again."""
+
+
+class Announcements:
+    """The nodes' interfaces that answer for addresses.
+
+    Args:
+        layout: where the nodes' namespaces are.
+        nodes: names of the lab's nodes.
+        reactor: reads their questions.
+    """
+
+    def __init__(self, layout: Layout, nodes: Collection[str], reactor: Reactor) -> None:
+        self._layout = layout
+        self._nodes = nodes
+        self._reactor = reactor
+        self._announcers: dict[str, Announcer] = {}
+        self._where: dict[str, str] = {}
+
+    def set(self, where: Mapping[str, str]) -> None:
+        """Has each address answered for by its node, and those that are new there announced."""
+        moved = {address: node for address, node in where.items() if self._where.get(address) != node}
+        self._where = dict(where)
+        for node in {*where.values()} - self._announcers.keys():
+            self._open(node)
+        for node, announcer in self._announcers.items():
+            announcer.answer_for([address for address, owner in where.items() if owner == node])
+        for address, node in moved.items():
+            for seconds in REPEATS:
+                self._announce(address, node, seconds)
+
+    def _announce(self, address: str, node: str, seconds: float) -> None:
+        def speak() -> None:
+            if self._where.get(address) == node and node in self._announcers:
+                self._announcers[node].announce(address)
+
+        self._reactor.later(seconds, speak) if seconds else speak()
+
+    def _open(self, node: str) -> None:
+        if node not in self._nodes:
+            return  # a Node object that somebody made: there is no such machine here
+        announcer = Announcer(named(self._layout.netns(node), self._layout.namespaces), UPLINK)
+        for sock in announcer.sockets:
+            self._reactor.watch(sock, _reader(announcer, sock))
+        self._announcers[node] = announcer
+
+
+def _reader(announcer: Announcer, sock: socket.socket) -> Callable[[], None]:
+    return lambda: announcer.read(sock)
+
+
+class Balancer:
+    """Everything that this process does.
+
+    Args:
+        layout: the lab's paths.
+        config: the cluster.
+        client: the API.
+        journal: the lab's record.
+    """
+
+    def __init__(self, layout: Layout, config: ClusterConfig, client: Client, journal: Journal) -> None:
+        self._layout = layout
+        self._config = config
+        self._client = client
+        self._reactor = Reactor()
+        self._checker = Checker(self._note)
+        self._announcements = Announcements(layout, [node.name for node in config.nodes], self._reactor)
+        self._haproxy = HAProxy(layout, journal)
+        self._events = Events(client)
+        self._recorder = self._events.recorder(COMPONENT)
+        self._objects: dict[Kind, dict[Key, Object]] = {}
+        self._is_noted = False
+        self._written = ""
+        self._rules = ""
+        self._serving: dict[str, frozenset[str]] = {}
+        self._told: dict[tuple[str, str], str] = {}
+
+    def run(self) -> None:
+        """Works until the process is ended."""
+        self._events.start()
+        for kind in (SERVICE, NODE):
+            threading.Thread(target=self._follow, args=(kind,), name=f"follow-{kind.plural}", daemon=True).start()
+        self._tick()
+        while True:
+            self._reactor.turn()
+
+    # ----- looking
+
+    def _follow(self, kind: Kind) -> None:
+        """Body of a thread: hands over what the API says."""
+
+        def complain(error: Exception) -> None:
+            _LOG.warning("%s: %s", kind.plural, error)
+
+        for item in self._client.follow(kind, bookmarks=False, on_error=complain):
+            if isinstance(item, Snapshot):
+                objects = {name_of(obj): obj for obj in item.items}
+                self._reactor.post(lambda objects=objects: self._objects.update({kind: objects}))  # type: ignore[misc]
+            else:
+                self._reactor.post(lambda event=item: self._take(kind, event.type, event.object))  # type: ignore[misc]
+            self._note()
+
+    def _take(self, kind: Kind, change: str, obj: Object) -> None:
+        if change == "DELETED":
+            self._objects[kind].pop(name_of(obj), None)
+        else:
+            self._objects[kind][name_of(obj)] = obj
+
+    def _note(self) -> None:
+        """Has everything looked at again soon; from whatever thread."""
+        self._is_noted = True
+        self._reactor.post(self._reconcile_if_noted)
+
+    def _tick(self) -> None:
+        self._is_noted = True
+        self._reconcile_if_noted()
+        self._reactor.later(TICK, self._tick)
+
+    # ----- deciding and acting
+
+    def _reconcile_if_noted(self) -> None:
+        if not self._is_noted or len(self._objects) < len((SERVICE, NODE)):
+            return
+        self._is_noted = False
+        try:
+            self._reconcile()
+        except (KproxyError, NetnsError, OSError) as error:
+            _LOG.warning("%s", error)
+
+    def _reconcile(self) -> None:
+        claims = self._claims()
+        members = [member for obj in self._objects[NODE].values() if (member := member_of(obj)) is not None]
+        shares = assign(claims, self._config.load_balancer.cidrs)
+        served = [claim for claim in claims if shares[claim.key].addresses]
+        targets = {claim.key: _targets(claim, members) for claim in served}
+        self._checker.watch({target for found in targets.values() for target in found})
+        is_known = {
+            key: all(self._checker.is_healthy(target) is not None for target in found) for key, found in targets.items()
+        }
+        balances = [balance(claim, shares[claim.key].addresses, members, self._checker.is_healthy) for claim in served]
+        self._serve(balances)
+        for claim in claims:
+            if is_known.get(claim.key, True):
+                self._tell(claim, shares[claim.key])
+        self._publish(claims, shares, balances, is_known)
+
+    def _claims(self) -> list[Claim]:
+        """What Services ask for, oldest first."""
+        services = sorted(
+            self._objects[SERVICE].values(), key=lambda obj: (obj["metadata"]["creationTimestamp"], name_of(obj))
+        )
+        found = [claim_of(obj, self._config.load_balancer.kind) for obj in services]
+        return [claim for claim in found if claim is not None]
+
+    def _serve(self, balances: Iterable[Balance]) -> None:
+        """Has packets for all addresses taken where they are to be taken.
+
+        Raises:
+            KproxyError: some could not be; the rest was done.
+        """
+        announced = {address: node for one in balances for address, node in one.announcers}
+        self._announcements.set(announced)
+        in_router = [one for one in balances if one.claim.kind != L2]
+        with contextlib.ExitStack() as later:
+            # HAProxy binds addresses that are there.
+            later.callback(self._haproxy.serve, [one for one in in_router if one.claim.kind == CLASSIC])
+            if in_router or self._rules:
+                passing.own_addresses({address for one in in_router for address in one.addresses})
+                self._write_rules(passing.rules(in_router, self._config.node_networks) if in_router else "")
+                self._forget_connections(in_router)
+
+    def _write_rules(self, text: str) -> None:
+        if text != self._rules:
+            passing.write(text or passing.rules((), ()))
+            self._rules = text
+
+    def _forget_connections(self, balances: Iterable[Balance]) -> None:
+        """Lets go of connections to nodes that serve no more, so that what is sent again finds another one."""
+        serving = {
+            address: frozenset(node for member in one.members if (node := member.address(version_of(address))))
+            for one in balances
+            for address in one.addresses
+        }
+        for address, before in self._serving.items():
+            for node in before - serving.get(address, frozenset()):
+                passing.forget_connections(address, node)
+        self._serving = serving
+
+    # ----- telling
+
+    def _tell(self, claim: Claim, share: Share) -> None:
+        """Writes the addresses into the Service's status, and what is wrong into an event."""
+        obj = self._objects[SERVICE][claim.key]
+        wanted = claim.ingress(share.addresses)
+        present = ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+        if [_without_ports(entry) for entry in present] != wanted:
+            change = {"status": {"loadBalancer": {"ingress": wanted or None}}}
+            with contextlib.suppress(NotFound):
+                obj = self._client.patch(SERVICE, claim.key[1], change, claim.key[0], subresource="status")
+                # Gone meanwhile, and there again: the watch will tell.
+                if self._objects[SERVICE][claim.key]["metadata"]["uid"] == obj["metadata"]["uid"]:
+                    self._objects[SERVICE][claim.key] = obj
+        if share.reason:
+            self._say(obj, "SyncLoadBalancerFailed", f"Error syncing load balancer: {share.reason}", is_bad=True)
+        else:
+            self._say(obj, "EnsuredLoadBalancer", f"Ensured load balancer: {', '.join(share.addresses)}")
+
+    def _say(self, obj: Object, reason: str, message: str, topic: str = "", *, is_bad: bool = False) -> None:
+        """Makes an event of it, unless that was the last that was said of the topic."""
+        about = (obj["metadata"]["uid"], topic)
+        if self._told.get(about) == message:
+            return
+        self._told[about] = message
+        (self._recorder.warning if is_bad else self._recorder.normal)(obj, reason, message)
+
+    def _publish(
+        self,
+        claims: Iterable[Claim],
+        shares: Mapping[Key, Share],
+        balances: Iterable[Balance],
+        is_known: Mapping[Key, bool],
+    ) -> None:
+        """Writes down who serves what, for `lab status`."""
+        by_key = {one.claim.key: one for one in balances}
+        services = []
+        for claim in claims:
+            obj = self._objects[SERVICE][claim.key]
+            one = by_key.get(claim.key)
+            for address, node in one.announcers if one is not None else ():
+                message = f'announcing {address} from node "{node}" with protocol "layer2"'
+                self._say(obj, "nodeAssigned", message, address)
+            services.append(
+                status.LoadBalancedService(
+                    service=claim.text,
+                    kind=claim.kind,
+                    observed=obj["metadata"]["resourceVersion"] if is_known.get(claim.key, True) else "0",
+                    addresses=shares[claim.key].addresses,
+                    reason=shares[claim.key].reason,
+                    ip_mode=claim.ip_mode,
+                    announcers=dict(one.announcers) if one is not None else {},
+                    nodes=tuple(member.name for member in one.members) if one is not None else (),
+                )
+            )
+        balancing = self._config.load_balancer
+        text = msgspec.json.encode(
+            status.LoadBalancersStatus(balancing.kind, balancing.cidrs, tuple(services))
+        ).decode()
+        if text != self._written:
+            fresh = self._layout.load_balancers_file.with_suffix(".new")
+            fresh.write_text(text, encoding="utf-8")
+            fresh.rename(self._layout.load_balancers_file)
+            self._written = text
+
+
+def _targets(claim: Claim, members: Iterable[Member]) -> list[Target]:
+    return [target for member in members if (target := target_of(claim, member)) is not None]
+
+
+def _without_ports(entry: Object) -> Object:
+    return {name: value for name, value in entry.items() if name != "ports"}
+
+
+def main() -> None:
+    """Serves the lab that is named on the command line until SIGTERM."""
+    layout = Layout(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    journal = Journal(layout.journal, ROLE)
+    config = msgspec.json.decode(Path(layout.cluster_file).read_bytes(), type=ClusterConfig)
+    _LOG.info("serving load balancers since %.2f s after boot", time.monotonic())
+    Balancer(layout, config, Client(layout.api_url), journal).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,12 +10,13 @@ package ``kubernetes`` (36.x, generated from Kubernetes 1.36) carries it in its 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from kproxy.api.kinds import EVENT_OF_GROUP, KINDS, Kind
+from kproxy.api.kinds import EVENT_OF_GROUP, KINDS, SCALE, Kind
 
 _SCALARS = {
     "str": "string",
@@ -28,6 +29,9 @@ _SCALARS = {
 
 # The models say "object" for an integer-or-name and "str" for a quantity; these are the fields concerned.
 _INT_OR_STRING = {"targetPort", "maxSurge", "maxUnavailable", "port"}
+_BESIDE_OBJECTS = ("V1ListMeta", "V1Status", "V1DeleteOptions")
+"""What travels beside objects."""
+
 _QUANTITIES = {
     "limits",
     "requests",
@@ -43,6 +47,8 @@ _QUANTITIES = {
 def generate(models: Any) -> dict[str, Any]:
     """The table: ``kinds`` maps apiVersion/Kind to a type name, ``types`` maps type names to field -> type.
 
+    ``required`` maps type names to the fields that an object of that type has to have.
+
     A type is ``string``, ``integer``, ``number``, ``boolean``, ``any``, ``int-or-string``, ``quantity``, the name of
     another type, ``[T]`` for a list and ``{T}`` for a map.
 
@@ -50,8 +56,8 @@ def generate(models: Any) -> dict[str, Any]:
         models: the module ``kubernetes.client.models``.
     """
     types: dict[str, dict[str, str]] = {}
-    kinds = {f"{kind.api_version}/{kind.name}": _model_of(kind, models) for kind in (*KINDS, EVENT_OF_GROUP)}
-    waiting = list(kinds.values())
+    kinds = {f"{kind.api_version}/{kind.name}": _model_of(kind, models) for kind in (*KINDS, EVENT_OF_GROUP, SCALE)}
+    waiting = [*kinds.values(), *_BESIDE_OBJECTS]
     while waiting:
         name = waiting.pop()
         if name in types:
@@ -61,7 +67,17 @@ def generate(models: Any) -> dict[str, Any]:
             field: _type_of(field, model.openapi_types[attribute]) for attribute, field in model.attribute_map.items()
         }
         waiting += [inner for inner in map(_innermost, types[name].values()) if hasattr(models, inner)]
-    return {"kinds": kinds, "types": types}
+    required = {name: found for name in types if (found := _required(getattr(models, name)))}
+    return {"kinds": kinds, "types": types, "required": required}
+
+
+def _required(model: Any) -> list[str]:
+    """The fields whose setters refuse None; nothing else in a model says so."""
+    return [
+        field
+        for attribute, field in model.attribute_map.items()
+        if "must not be `None`" in inspect.getsource(getattr(model, attribute).fset)
+    ]
 
 
 def _model_of(kind: Kind, models: Any) -> str:

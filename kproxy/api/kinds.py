@@ -89,7 +89,13 @@ KINDS: tuple[Kind, ...] = (
 """Those that are stored."""
 
 EVENT_OF_GROUP = Kind("Event", "events.k8s.io", "v1", "events", True, ("event", "ev"))
-"""Events once more, with other names for some fields (``kproxy.api.events``); what is stored is an ``EVENT``."""
+"""Events once more, with other names for some fields (``kproxy.api.event_forms``); what is stored is an ``EVENT``."""
+
+SCALE = Kind("Scale", "autoscaling", "v1", "", True, ())
+"""What the subresource ``scale`` of a workload is made of; nothing that is stored."""
+
+KUBERNETES_VERSION = "v1.36.0+kproxy"
+"""The Kubernetes whose kinds, fields and rules these are."""
 
 BY_API = {(kind.api_version, kind.name): kind for kind in KINDS}
 

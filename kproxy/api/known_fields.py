@@ -204,14 +204,32 @@ def _table() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     data = pkgutil.get_data("kproxy.api", "known_fields.json")
     if data is None:  # pragma: no cover - only a broken installation
         raise FileNotFoundError("kproxy/api/known_fields.json is missing from the installation")
-    table = json.loads(data)
-    return {**table["kinds"], **_CLUSTER_KINDS}, {**table["types"], **_CLUSTER_TYPES}
+    table: dict[str, dict[str, Any]] = json.loads(data)
+    return table
 
 
 def _fits(obj: Object, type_name: str) -> bool:
     """Whether nothing is wrong, found out quickly; False leaves it to the thorough look, which also says what."""
+def has_effect(type_name: str, field: str) -> bool:
+    """Whether a field of a type changes anything here."""
+    effective = _WITH_EFFECT.get(type_name)
+    return field not in _WITHOUT_EFFECT.get(type_name, ()) and (effective is None or field in effective)
+
+
+def required_of(type_name: str) -> list[str]:
+    """The fields that every value of a type has."""
+    found: list[str] = _file()["required"].get(type_name, [])
+    return found
+
+
     try:
         msgspec.convert(obj, _shape(type_name))
+    table = _file()
+    return {**table["kinds"], **_CLUSTER_KINDS}, {**table["types"], **_CLUSTER_TYPES}
+
+
+@functools.cache
+def _file() -> dict[str, dict[str, Any]]:
     except (msgspec.ValidationError, RecursionError):
         return False
     return True
@@ -339,13 +357,11 @@ def _idle_fields(value: Any, field_type: str, path: str) -> Iterator[str]:
     fields = _table()[1].get(field_type)
     if fields is None or not isinstance(value, dict):
         return
-    effective = _WITH_EFFECT.get(field_type)
-    idle = _WITHOUT_EFFECT.get(field_type, frozenset())
     for key, item in value.items():
         if item is None or key not in fields or (path == "" and key == "status"):
             continue
         below = child(path, key)
-        if key in idle or (effective is not None and key not in effective):
+        if not has_effect(field_type, key):
             yield below
         else:
             yield from _idle_fields(item, fields[key], below)

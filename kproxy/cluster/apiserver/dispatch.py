@@ -13,7 +13,7 @@ from kproxy.api.kinds import POD
 from kproxy.client import APPLIES_PATH, LAB_PATH
 from kproxy.cluster import statuses
 from kproxy.cluster.admission import ClusterSettings
-from kproxy.cluster.apiserver import reading, writing
+from kproxy.cluster.apiserver import discovery, reading, writing
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.guard import ACCESS_REVIEWS, REVIEWS, Guard
 from kproxy.cluster.apiserver.paths import Target, resolve
@@ -115,6 +115,10 @@ async def _answer(backend: Backend, request: web.Request) -> web.StreamResponse:
         return await own(backend, request)
     target = resolve(path)
     if target is None:
+    if target is None and (found := discovery.find(request, path)) is not None:
+        if request.method not in ("GET", "HEAD"):
+            raise statuses.method_not_allowed()
+        return found
         raise statuses.no_such_path()
     verb = _VERBS.get((request.method, bool(target.name), target.subresource))
     if verb is None:

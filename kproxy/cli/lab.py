@@ -49,6 +49,7 @@ def lab() -> None:
 @click.option("--network", type=click.Choice(["host-gw", "vxlan"]), help="How pods reach other nodes.")
 @click.option("--ip-family", type=click.Choice(list(FAMILIES)), help="IPv4, IPv6 or both.  [default: ipv4]")
 @click.option("--service-node-port-range", metavar="FROM-TO", help="Ports for Services.  [default: 30000-32767]")
+@click.option("--dns-replicas", type=click.IntRange(min=0), help="Pods that serve the cluster's names.  [default: 2]")
 @click.option("--proxy-mode", type=click.Choice(["iptables", "none"]), help="none: bring your own proxy.")
 @click.option("--iptables-variant", type=click.Choice(["auto", "legacy", "nft"]), help="Which iptables the nodes use.")
 @click.option("--expose", metavar="ADDRESS", help="Make TCP node ports reachable at this address of the host.")

@@ -17,7 +17,9 @@ import msgspec
 
 from kproxy.api import known_fields
 from kproxy.api.field_errors import UNKNOWN_FIELD, FieldError, duplicate, forbidden, invalid, not_supported, required
+from kproxy.api.formats import dns_subdomain
 from kproxy.api.types import Object, Value
+from kproxy.cluster.dns import addon
 from kproxy.cluster.layout import DEFAULT_LAB, LAB_NAME
 from kproxy.errors import Finding, InvalidInput
 
@@ -41,6 +43,9 @@ NODE_PORT_RANGE: Final = "30000-32767"
 DEFAULT_NODES: Final = 3
 MAX_NODES: Final = 100
 MAX_CLIENTS: Final = 50
+DNS_REPLICAS: Final = 2
+"""As many as kubeadm installs."""
+MAX_DNS_REPLICAS: Final = 10
 FIRST_NODE: Final = 2
 """Host number of the first node; the router is 1."""
 POD_PREFIX: Final = {4: 24, 6: 64}
@@ -95,10 +100,15 @@ class NodeConfig(Value, frozen=True):
 
 
 class ClientConfig(Value, frozen=True):
-    """One client outside; one address a family."""
+    """One client outside; one address a family.
+
+    Attributes:
+        names: what the world outside calls it in DNS, in lower case.
+    """
 
     name: str
     addresses: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 class ExternalRoute(Value, frozen=True):
@@ -134,6 +144,7 @@ class ClusterConfig(Value, frozen=True):
         pod_network: `host-gw` or `vxlan`.
         router_addresses: the router's on the nodes' network.
         gateway_addresses: the router's on the outside network.
+        dns_replicas: how many pods serve the cluster's names; 0: it has none.
     """
 
     name: str
@@ -150,6 +161,7 @@ class ClusterConfig(Value, frozen=True):
     clients: tuple[ClientConfig, ...]
     external_routes: tuple[ExternalRoute, ...]
     load_balancer: LoadBalancerConfig
+    dns_replicas: int
     proxy: ProxyConfig
     images: tuple[ImageCommand, ...]
 
@@ -187,6 +199,7 @@ class Overrides:
     network: str | None = None
     ip_families: tuple[str, ...] | None = None
     service_node_port_range: str | None = None
+    dns_replicas: int | None = None
     proxy_mode: str | None = None
     iptables_variant: str | None = None
 
@@ -220,6 +233,11 @@ class _Networks(Value, frozen=True):
 class _ClientSpec(Value, frozen=True):
     name: str = ""
     addresses: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+class _DnsSpec(Value, frozen=True):
+    replicas: int | None = None
 
 
 class _RouteSpec(Value, frozen=True):
@@ -248,6 +266,7 @@ class _Spec(Value, frozen=True):
     clients: tuple[_ClientSpec, ...] | None = None
     external_routes: tuple[_RouteSpec, ...] = ()
     load_balancer: _LoadBalancerSpec = _LoadBalancerSpec()
+    dns: _DnsSpec = _DnsSpec()
     proxy: _ProxySpec = _ProxySpec()
     images: tuple[_ImageSpec, ...] = ()
 
@@ -343,6 +362,7 @@ class _Builder:
         port_range = overrides.service_node_port_range or self.spec.service_node_port_range
         self._check_port_range(port_range)
         images = self._images()
+        dns_replicas = self._dns_replicas(overrides)
         if self.errors:
             return None
         return ClusterConfig(
@@ -360,6 +380,7 @@ class _Builder:
             clients=clients,
             external_routes=routes,
             load_balancer=balancer,
+            dns_replicas=dns_replicas,
             proxy=proxy,
             images=images,
         )
@@ -562,10 +583,26 @@ class _Builder:
                 self.errors.append(invalid(f"{field}.name", spec.name, "is the name of a node"))
             number = {version: first + index for version, first in CLIENT_NUMBER.items()}
             addresses = self._member_addresses(f"{field}.addresses", spec.addresses, outside, number)
-            clients.append(ClientConfig(spec.name, addresses))
+            clients.append(ClientConfig(spec.name, addresses, self._host_names(f"{field}.names", spec.names)))
         self._refuse_duplicates("spec.clients", "name", [client.name for client in clients])
         self._refuse_shared_addresses("spec.clients", [client.addresses for client in clients])
         return tuple(clients)
+
+    def _host_names(self, field: str, names: Sequence[str]) -> tuple[str, ...]:
+        for index, name in enumerate(names):
+            if complaints := dns_subdomain(name):
+                self.errors.append(invalid(f"{field}[{index}]", name, complaints[0]))
+            elif f".{name}".endswith(f".{addon.DOMAIN}"):
+                self.errors.append(invalid(f"{field}[{index}]", name, f"must not be below {addon.DOMAIN}"))
+        return tuple(names)
+
+    def _dns_replicas(self, overrides: Overrides) -> int:
+        given = self.spec.dns.replicas if overrides.dns_replicas is None else overrides.dns_replicas
+        count = DNS_REPLICAS if given is None else given
+        if not 0 <= count <= MAX_DNS_REPLICAS:
+            detail = f"must be between 0 and {MAX_DNS_REPLICAS}, inclusive"
+            self.errors.append(invalid("spec.dns.replicas", count, detail))
+        return count
 
     def _external_routes(
         self, node_names: Sequence[str], networks: Mapping[str, Sequence[_Named]]

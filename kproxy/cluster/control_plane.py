@@ -137,6 +137,7 @@ class ControlPlane:
             self._in_thread("load-balancer", lambda: balancers.run(self._stop))
         agent = self._start_agent(client)
         self._wait_for_proxies()
+        self._in_thread("names", lambda: self._give_names(client))
         if not agent.wait_until_settled(PATIENCE):
             _LOG.warning("not all pods of before have been taken over yet")
         self._report.ready()
@@ -221,15 +222,15 @@ class ControlPlane:
         return server, client
 
     def _start_controllers(self) -> ControllerManager:
-        from kproxy.client import Client
         from kproxy.api.kinds import SERVICE
+        from kproxy.client import Client
         from kproxy.cluster.controllers.manager import ControllerManager
-
         from kproxy.cluster.load_balancers.supervisor import Supervisor
+
         manager = ControllerManager(Client(self._layout.api_url), self._settings())
-        manager.start()
         self._balancers = Supervisor(self._layout, self._journal, self._config.load_balancer.kind)
         manager.informers.of(SERVICE).add_handler(self._balancers.notice)
+        manager.start()
         return manager
 
     def _settings(self) -> ClusterSettings:
@@ -245,6 +246,20 @@ class ControlPlane:
             api_port=API_PORT,
             image_patterns=tuple(entry.match for entry in self._config.images),
         )
+
+    def _give_names(self, client: Client) -> None:
+        """Ensures that the cluster's DNS server is deployed, and serves the names of hosts outside."""
+        from kproxy.cluster.dns import addon, outside
+        from netns.namespace import named
+
+        if self._config.dns_replicas:
+            for kind, obj in addon.objects(self._config.service_networks, self._config.dns_replicas):
+                with contextlib.suppress(AlreadyExists):
+                    client.create(kind, obj)
+        try:
+            outside.start(self._config, named(self._layout.netns("router"), self._layout.namespaces))
+        except (NetnsError, OSError) as error:
+            _LOG.warning("names of hosts outside are not served: %s", error)
 
     def _start_agent(self, client: Client) -> NodeAgent:
         from kproxy.cluster.controllers.node_agent import NodeAgent
@@ -301,7 +316,17 @@ class ControlPlane:
                 variant=self._variant,
             ),
             api_socket=str(self._layout.api_socket),
+            load_balancers=self._load_balancers_status(),
         )
+
+    def _load_balancers_status(self) -> LoadBalancersStatus:
+        """What the balancer wrote down last; nothing of Services before the first of them has asked for one."""
+        from kproxy.cluster.status import LoadBalancersStatus
+
+        try:
+            return msgspec.json.decode(self._layout.load_balancers_file.read_bytes(), type=LoadBalancersStatus)
+        except FileNotFoundError:
+            return LoadBalancersStatus(self._config.load_balancer.kind, self._config.load_balancer.cidrs)
 
     def _node_status(self, node: NodeConfig) -> NodeStatus:
         from kproxy.cluster import other_proxy, status
@@ -316,18 +341,8 @@ class ControlPlane:
             pod_cidrs=node.pod_cidrs,
             proxy=proxy,
             ready=not has_proxy or (self._proxies is not None and self._proxies.is_programmed(node.name)),
-            load_balancers=self._load_balancers_status(),
             proxy_settings=None if proxy == "none" else self._proxy_settings(node, node.proxy),
         )
-    def _load_balancers_status(self) -> LoadBalancersStatus:
-        """What the balancer wrote down last; nothing of Services before the first of them has asked for one."""
-        from kproxy.cluster.status import LoadBalancersStatus
-
-        try:
-            return msgspec.json.decode(self._layout.load_balancers_file.read_bytes(), type=LoadBalancersStatus)
-        except FileNotFoundError:
-            return LoadBalancersStatus(self._config.load_balancer.kind, self._config.load_balancer.cidrs)
-
 
     def _proxy_settings(self, node: NodeConfig, proxy: ProxyConfig) -> ProxySettings:
         from kproxy.cluster.controllers import node_proxy
@@ -344,6 +359,9 @@ class ControlPlane:
             found.append(ProcessStatus("fork-server", forker.pid, "host"))
         if self._proxies is not None:
             found += [ProcessStatus("proxy", pid, node) for node, pid in self._proxies.processes()]
+        if self._balancers is not None and (balancer := self._balancers.process) is not None:
+            found.append(ProcessStatus("load-balancer", balancer.pid, "router"))
+            found += [ProcessStatus("haproxy", one.pid, "router") for one in self._balancers.haproxies()]
         if self._agent is not None:
             found += self._agent.processes()
         return found
@@ -359,9 +377,6 @@ def _ensure_node(client: Client, node: NodeConfig) -> None:
     with contextlib.suppress(AlreadyExists):
         client.create(NODE, node_object(node))
     client.patch(NODE, node.name, {"status": node_status(node)}, subresource="status")
-        if self._balancers is not None and (balancer := self._balancers.process) is not None:
-            found.append(ProcessStatus("load-balancer", balancer.pid, "router"))
-            found += [ProcessStatus("haproxy", one.pid, "router") for one in self._balancers.haproxies()]
 
 
 def node_object(node: NodeConfig) -> Object:

@@ -97,18 +97,20 @@ def attach(name: str) -> Lab:
 
 
 @contextmanager
-def fresh_lab(*options: str, name: str = "") -> Iterator[Lab]:
+def fresh_lab(*options: str, name: str = "", names: bool = False) -> Iterator[Lab]:
     """A lab of its own that is up inside and gone after.
 
     Args:
         options: for ``kproxy lab up``.
         name: empty for one that nobody has.
+        names: whether it serves DNS; most tests go by addresses and are quicker without.
 
     Raises:
         HostError: it did not come up.
     """
     name = name or "t" + uuid.uuid4().hex[:8]
     with guarded(name):
+        options = (*options, *(() if names else ("--dns-replicas", "0")))
         done = run_kproxy(["lab", "up", "--lab", name, *options], lab=name)
         if done.returncode != 0:
             raise HostError(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Final
 
+from kproxy.api.kinds import DEPLOYMENT, SERVICE, Kind
 from kproxy.api.types import Object
 
 NAMESPACE: Final = "kube-system"
@@ -26,8 +27,8 @@ def addresses(service_networks: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(ip_network(network)[_ADDRESS_NUMBER]) for network in service_networks)
 
 
-def objects(service_networks: Sequence[str], replicas: int) -> tuple[Object, Object]:
-    """The Service and the Deployment.
+def objects(service_networks: Sequence[str], replicas: int) -> tuple[tuple[Kind, Object], ...]:
+    """The Service and the Deployment, each with its kind.
 
     Args:
         service_networks: one a family of the cluster, in its order.
@@ -62,13 +63,14 @@ def objects(service_networks: Sequence[str], replicas: int) -> tuple[Object, Obj
             "replicas": replicas,
             "selector": {"matchLabels": _LABELS},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
-            "template": {"metadata": {"labels": _LABELS}, "spec": _pod()},
+            "template": {"metadata": {"labels": _LABELS}, "spec": _pod(service_networks)},
         },
     }
-    return service, deployment
+    return (SERVICE, service), (DEPLOYMENT, deployment)
 
 
-def _pod() -> Object:
+def _pod(service_networks: Sequence[str]) -> Object:
+    api = str(ip_network(service_networks[0])[1])
     term = {"labelSelector": {"matchLabels": _LABELS}, "topologyKey": "kubernetes.io/hostname"}
     ports = [
         {"name": "dns", "containerPort": 53, "protocol": "UDP"},
@@ -88,6 +90,10 @@ def _pod() -> Object:
                 "name": "dns",
                 "image": IMAGE,
                 "ports": ports,
+                "env": [
+                    {"name": "KUBERNETES_SERVICE_HOST", "value": api},
+                    {"name": "KUBERNETES_SERVICE_PORT", "value": "443"},
+                ],
                 "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
             }
         ],

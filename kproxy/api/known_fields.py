@@ -34,7 +34,6 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
         "clients": "[ClusterClient]",
         "externalRoutes": "[ClusterRoute]",
         "loadBalancer": "ClusterLoadBalancer",
-        "dns": "ClusterDNS",
         "proxy": "ClusterProxy",
         "images": "[ClusterImage]",
     },
@@ -48,8 +47,7 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
     },
     "ClusterNetwork": {"cidrs": "[string]"},
     "ClusterPodNetwork": {"mode": "string", "cidrs": "[string]"},
-    "ClusterClient": {"name": "string", "addresses": "[string]", "names": "[string]"},
-    "ClusterDNS": {"replicas": "integer"},
+    "ClusterClient": {"name": "string", "addresses": "[string]"},
     "ClusterRoute": {"to": "string", "via": "string"},
     "ClusterLoadBalancer": {"kind": "string", "cidrs": "[string]"},
     "ClusterProxy": {"mode": "string", "variant": "string", "flags": "{scalar}"},
@@ -201,17 +199,6 @@ def fields_of(type_name: str) -> dict[str, str]:
     return _table()[1].get(type_name, {})
 
 
-@functools.cache
-def _table() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    data = pkgutil.get_data("kproxy.api", "known_fields.json")
-    if data is None:  # pragma: no cover - only a broken installation
-        raise FileNotFoundError("kproxy/api/known_fields.json is missing from the installation")
-    table: dict[str, dict[str, Any]] = json.loads(data)
-    return table
-
-
-def _fits(obj: Object, type_name: str) -> bool:
-    """Whether nothing is wrong, found out quickly; False leaves it to the thorough look, which also says what."""
 def has_effect(type_name: str, field: str) -> bool:
     """Whether a field of a type changes anything here."""
     effective = _WITH_EFFECT.get(type_name)
@@ -224,14 +211,25 @@ def required_of(type_name: str) -> list[str]:
     return found
 
 
-    try:
-        msgspec.convert(obj, _shape(type_name))
+@functools.cache
+def _table() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     table = _file()
     return {**table["kinds"], **_CLUSTER_KINDS}, {**table["types"], **_CLUSTER_TYPES}
 
 
 @functools.cache
 def _file() -> dict[str, dict[str, Any]]:
+    data = pkgutil.get_data("kproxy.api", "known_fields.json")
+    if data is None:  # pragma: no cover - only a broken installation
+        raise FileNotFoundError("kproxy/api/known_fields.json is missing from the installation")
+    table: dict[str, dict[str, Any]] = json.loads(data)
+    return table
+
+
+def _fits(obj: Object, type_name: str) -> bool:
+    """Whether nothing is wrong, found out quickly; False leaves it to the thorough look, which also says what."""
+    try:
+        msgspec.convert(obj, _shape(type_name))
     except (msgspec.ValidationError, RecursionError):
         return False
     return True

@@ -34,6 +34,7 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
         "clients": "[ClusterClient]",
         "externalRoutes": "[ClusterRoute]",
         "loadBalancer": "ClusterLoadBalancer",
+        "dns": "ClusterDNS",
         "proxy": "ClusterProxy",
         "images": "[ClusterImage]",
     },
@@ -47,7 +48,8 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
     },
     "ClusterNetwork": {"cidrs": "[string]"},
     "ClusterPodNetwork": {"mode": "string", "cidrs": "[string]"},
-    "ClusterClient": {"name": "string", "addresses": "[string]"},
+    "ClusterClient": {"name": "string", "addresses": "[string]", "names": "[string]"},
+    "ClusterDNS": {"replicas": "integer"},
     "ClusterRoute": {"to": "string", "via": "string"},
     "ClusterLoadBalancer": {"kind": "string", "cidrs": "[string]"},
     "ClusterProxy": {"mode": "string", "variant": "string", "flags": "{scalar}"},
@@ -153,8 +155,17 @@ def well_typed(obj: Object, errors: Iterable[FieldError]) -> Object:
         obj: is not altered.
         errors: of ``check``; a list with an item of a wrong type becomes empty, since positions count.
     """
-    bad = {error.field for error in errors if error.kind is TYPE_INVALID}
-    sound: Object = _well_typed(obj, "", bad)
+    return without(obj, (error for error in errors if error.kind is TYPE_INVALID))
+
+
+def without(obj: Object, errors: Iterable[FieldError]) -> Object:
+    """The object without the fields that the errors are about.
+
+    Args:
+        obj: is not altered.
+        errors: of ``check``; a list one of whose items is meant becomes empty, since positions count.
+    """
+    sound: Object = _well_typed(obj, "", {error.field for error in errors})
     return sound
 
 

@@ -114,11 +114,11 @@ async def _answer(backend: Backend, request: web.Request) -> web.StreamResponse:
     if own is not None:
         return await own(backend, request)
     target = resolve(path)
-    if target is None:
     if target is None and (found := discovery.find(request, path)) is not None:
         if request.method not in ("GET", "HEAD"):
             raise statuses.method_not_allowed()
         return found
+    if target is None:
         raise statuses.no_such_path()
     verb = _VERBS.get((request.method, bool(target.name), target.subresource))
     if verb is None:

@@ -230,11 +230,58 @@ class ContainerPort(Value, frozen=True):
     host_port: int = 0
 
 
+class FieldSelector(Value, frozen=True):
+    """A field of the pod itself, as `metadata.labels['app']`."""
+
+    field_path: str = ""
+
+
+class ResourceFieldSelector(Value, frozen=True):
+    """A limit or request of a container; an empty name means the one that asks."""
+
+    container_name: str = ""
+    resource: str = ""
+    divisor: int | float | str = "1"
+
+
+class KeySelector(Value, frozen=True):
+    """One key of a ConfigMap or Secret; one that is optional may be missing."""
+
+    name: str = ""
+    key: str = ""
+    optional: bool = False
+
+
+class EnvVarSource(Value, frozen=True):
+    """Where a variable's value comes from; one of them is set."""
+
+    field_ref: FieldSelector | None = None
+    resource_field_ref: ResourceFieldSelector | None = None
+    config_map_key_ref: KeySelector | None = None
+    secret_key_ref: KeySelector | None = None
+
+
 class EnvVar(Value, frozen=True):
-    """A literal environment variable."""
+    """An environment variable; its value may name others as `$(NAME)`."""
 
     name: str = ""
     value: str = ""
+    value_from: EnvVarSource | None = None
+
+
+class EnvFromSource(Value, frozen=True):
+    """All keys of a ConfigMap or Secret as variables."""
+
+    prefix: str = ""
+    config_map_ref: KeySelector | None = None
+    secret_ref: KeySelector | None = None
+
+
+class ResourceRequirements(Value, frozen=True):
+    """What a container may use, and what it asks for; quantities by resource name."""
+
+    limits: dict[str, int | float | str] = {}
+    requests: dict[str, int | float | str] = {}
 
 
 class HTTPHeader(Value, frozen=True):
@@ -278,6 +325,7 @@ class Probe(Value, frozen=True):
     period_seconds: int = 10
     success_threshold: int = 1
     failure_threshold: int = 3
+    termination_grace_period_seconds: int | None = None
 
 
 class SleepAction(Value, frozen=True):
@@ -287,15 +335,17 @@ class SleepAction(Value, frozen=True):
 
 
 class LifecycleHandler(Value, frozen=True):
-    """What is done at a turn of a container's life; other actions have no effect here."""
+    """What is done at a turn of a container's life; one of them is set, other actions have no effect here."""
 
-    sleep: SleepAction = SleepAction()
+    exec_action: ExecAction | None = msgspec.field(name="exec", default=None)
+    http_get: HTTPGetAction | None = None
+    sleep: SleepAction | None = None
 
 
 class Lifecycle(Value, frozen=True):
     """The turns of a container's life at which something is done."""
 
-    pre_stop: LifecycleHandler = LifecycleHandler()
+    pre_stop: LifecycleHandler | None = None
 
 
 class Container(Value, frozen=True):
@@ -307,10 +357,36 @@ class Container(Value, frozen=True):
     args: tuple[str, ...] = ()
     ports: tuple[ContainerPort, ...] = ()
     env: tuple[EnvVar, ...] = ()
+    env_from: tuple[EnvFromSource, ...] = ()
+    resources: ResourceRequirements = ResourceRequirements()
     working_dir: str = ""
     restart_policy: str | None = None
+    startup_probe: Probe | None = None
     readiness_probe: Probe | None = None
+    liveness_probe: Probe | None = None
     lifecycle: Lifecycle = Lifecycle()
+
+
+class HostAlias(Value, frozen=True):
+    """One more line of /etc/hosts."""
+
+    ip: str = ""
+    hostnames: tuple[str, ...] = ()
+
+
+class PodDNSConfigOption(Value, frozen=True):
+    """One option of resolv.conf."""
+
+    name: str = ""
+    value: str | None = None
+
+
+class PodDNSConfig(Value, frozen=True):
+    """What a pod wants in its resolv.conf beside, or instead of, what its dnsPolicy gives."""
+
+    nameservers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[PodDNSConfigOption, ...] = ()
 
 
 class PodSpec(Value, frozen=True):
@@ -322,6 +398,11 @@ class PodSpec(Value, frozen=True):
     hostname: str = ""
     subdomain: str = ""
     host_network: bool = False
+    host_aliases: tuple[HostAlias, ...] = ()
+    dns_policy: str = "ClusterFirst"
+    dns_config: PodDNSConfig = PodDNSConfig()
+    enable_service_links: bool = True
+    set_hostname_as_fqdn: bool = msgspec.field(name="setHostnameAsFQDN", default=False)
     service_account_name: str = ""
     restart_policy: str = "Always"
     termination_grace_period_seconds: int = 30

@@ -196,7 +196,8 @@ class RunningPod:
         return next(container for container in containers if container.name == name)
 
     def _pause(self, containers: Iterable[str]) -> int:
-        return max(self._container(name).lifecycle.pre_stop.sleep.seconds for name in containers)
+        hooks = [self._container(name).lifecycle.pre_stop for name in containers]
+        return max(hook.sleep.seconds if hook and hook.sleep else 0 for hook in hooks)
 
     # ----- starting
 

@@ -17,7 +17,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # gcc and the headers are for python-iptables, which comes as source.
 PACKAGES := python3 python3-venv python3-dev gcc libc6-dev iptables nftables bubblewrap conntrack iproute2 \
-	tcpdump kmod curl ca-certificates make
+	tcpdump kmod haproxy curl ca-certificates make
 # For vm-test alone: an emulator, what makes a box, and what brings it up without touching this machine's network.
 VM_PACKAGES := python3 git rsync qemu-system-x86 qemu-utils mmdebstrap fdisk extlinux syslinux-common slirp4netns vagrant \
 	vagrant-libvirt libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu dnsmasq-base

@@ -48,7 +48,7 @@ _CLUSTER_TYPES: Final[dict[str, dict[str, str]]] = {
     },
     "ClusterNetwork": {"cidrs": "[string]"},
     "ClusterPodNetwork": {"mode": "string", "cidrs": "[string]"},
-    "ClusterClient": {"name": "string", "addresses": "[string]", "names": "[string]"},
+    "ClusterClient": {"name": "string", "addresses": "[string]", "names": "[string]", "ports": "[integer]"},
     "ClusterDNS": {"replicas": "integer"},
     "ClusterRoute": {"to": "string", "via": "string"},
     "ClusterLoadBalancer": {"kind": "string", "cidrs": "[string]"},

@@ -104,11 +104,13 @@ class ClientConfig(Value, frozen=True):
 
     Attributes:
         names: what the world outside calls it in DNS, in lower case.
+        ports: TCP ports on which it answers, as an echo server.
     """
 
     name: str
     addresses: tuple[str, ...]
     names: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
 
 
 class ExternalRoute(Value, frozen=True):
@@ -234,6 +236,7 @@ class _ClientSpec(Value, frozen=True):
     name: str = ""
     addresses: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
 
 
 class _DnsSpec(Value, frozen=True):
@@ -583,7 +586,12 @@ class _Builder:
                 self.errors.append(invalid(f"{field}.name", spec.name, "is the name of a node"))
             number = {version: first + index for version, first in CLIENT_NUMBER.items()}
             addresses = self._member_addresses(f"{field}.addresses", spec.addresses, outside, number)
-            clients.append(ClientConfig(spec.name, addresses, self._host_names(f"{field}.names", spec.names)))
+            names = self._host_names(f"{field}.names", spec.names)
+            for position, port in enumerate(spec.ports):
+                if not 0 < port <= 65535:
+                    detail = "must be between 1 and 65535, inclusive"
+                    self.errors.append(invalid(f"{field}.ports[{position}]", port, detail))
+            clients.append(ClientConfig(spec.name, addresses, names, spec.ports))
         self._refuse_duplicates("spec.clients", "name", [client.name for client in clients])
         self._refuse_shared_addresses("spec.clients", [client.addresses for client in clients])
         return tuple(clients)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kproxy.cluster.controllers.node_agent import NodeAgent
     from kproxy.cluster.controllers.node_proxy import NodeProxies
     from kproxy.cluster.load_balancers.supervisor import Supervisor
+    from kproxy.cluster.outside_hosts import OutsideHosts
     from kproxy.cluster.status import LabStatus, LoadBalancersStatus, NodeStatus, ProcessStatus, ProxySettings
 
 _LOG = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class ControlPlane:
         self._balancers: Supervisor | None = None
         self._server: Server | None = None
         self._variant = ""
+        self._outside_hosts: OutsideHosts | None = None
 
     def run(self) -> None:
         """Brings everything up and works until SIGTERM.
@@ -136,6 +138,7 @@ class ControlPlane:
         if (balancers := self._balancers) is not None:
             self._in_thread("load-balancer", lambda: balancers.run(self._stop))
         agent = self._start_agent(client)
+        self._start_outside_hosts()
         self._wait_for_proxies()
         self._in_thread("names", lambda: self._give_names(client))
         if not agent.wait_until_settled(PATIENCE):
@@ -250,6 +253,13 @@ class ControlPlane:
     def _give_names(self, client: Client) -> None:
         """Ensures that the cluster's DNS server is deployed, and serves the names of hosts outside."""
         from kproxy.cluster.dns import addon, outside
+    def _start_outside_hosts(self) -> None:
+        if any(client.ports for client in self._config.clients):
+            from kproxy.cluster.outside_hosts import OutsideHosts
+
+            self._outside_hosts = OutsideHosts(self._config, self._layout, self._journal, self._fork_server)
+            self._outside_hosts.start()
+
         from netns.namespace import named
 
         if self._config.dns_replicas:

@@ -325,9 +325,12 @@ def _still_there(client: Client, leaving: list[Gone]) -> list[str]:
 # ----- waiting
 
 
-def _wait_for_nodes(layout: Layout, client: Client, objects: Iterable[Named], deadline: Deadline, began: float) -> None:
+def _wait_for_nodes(layout: Layout, client: Client, objects: Sequence[Named], deadline: Deadline, began: float) -> None:
     waiting.wait_for_slices(client, frozenset(named.namespace for named in objects if named.namespace), deadline)
-    # Any list tells the newest revision of all kinds; what the slices needed is at or before it.
+    status = lab_status(client)
+    for note in waiting.wait_for_load_balancers(layout, client, status, objects, deadline):
+        click.echo(f"note: {note}", err=True)
+    # Any list tells the newest revision of all kinds; what the slices and balancers needed is at or before it.
     newest = client.list(NAMESPACE).resource_version
-    programmed = waiting.wait_for_nodes(layout, lab_status(client), newest, deadline)
+    programmed = waiting.wait_for_nodes(layout, status, newest, deadline)
     click.echo(programmed.sentence(time.monotonic() - began))

@@ -18,13 +18,20 @@ from kproxy.api.types import LabelSelector, Object, view
 from kproxy.client import Client
 from kproxy.cluster.controllers.node_proxy import programmed
 from kproxy.cluster.layout import Layout
+from kproxy.cluster.load_balancers import record
+from kproxy.cluster.load_balancers.claims import NONE, kind_of
 from kproxy.cluster.pods import EXEC_FAILED
-from kproxy.cluster.status import LabStatus, NodeStatus
+from kproxy.cluster.status import LabStatus, LoadBalancersStatus, NodeStatus
 from kproxy.errors import NotFound, UserError
 from netns.errors import NetnsError
 
 PAUSE = 0.02
 """Seconds between two looks at the API; a pod takes longer than that to start."""
+
+SERVE_PATIENCE = 5.0
+"""Seconds that nodes get to tell a load balancer that they may serve; they are asked three times a second."""
+
+_IDLE = "no node serves it yet"
 
 RARELY = 10
 """Every so many looks, pods that are not ready are asked for the reason."""
@@ -272,6 +279,50 @@ def _has_a_port(service: Object, pod: Object) -> bool:
     return not ports or any(
         not isinstance(port.get("targetPort"), str) or port["targetPort"] in names for port in ports
     )
+
+
+def wait_for_load_balancers(
+    layout: Layout, client: Client, status: LabStatus, objects: Iterable[Named], deadline: Deadline
+) -> list[str]:
+    """Wait until the lab's load balancers serve the Services among ``objects`` as they are now.
+
+    A Service with endpoints gets `SERVE_PATIENCE` until some node may serve it: perhaps none ever will.
+
+    Returns:
+        What is in the way of those that get no address, in words; nobody need wait for them.
+
+    Raises:
+        UserError: naming those that were not looked at when the time was over.
+    """
+    services = [named for named in objects if named.kind == SERVICE]
+    patience = Deadline(SERVE_PATIENCE if any(node.proxy != "none" for node in status.nodes) else 0)
+    notes: dict[Named, str] = {}
+
+    def problems() -> list[str]:
+        said = record.read(layout) or status.load_balancers
+        found = [(named, *_unbalanced(client, said, named)) for named in services]
+        notes.update({named: f"{named}: {reason}" for named, _, reason in found if reason})
+        return [f"{named}: {problem}" for named, problem, _ in found if problem and (patience.left or problem != _IDLE)]
+
+    deadline.until(problems)
+    return list(notes.values())
+
+
+def _unbalanced(client: Client, said: LoadBalancersStatus, named: Named) -> tuple[str, str]:
+    """What is to be waited for, and what is wrong for good; both empty when all is well or not the lab's business."""
+    try:
+        obj = client.get(SERVICE, named.name, named.namespace)
+    except NotFound:
+        return "", ""
+    if kind_of(obj, said.kind) == NONE:
+        return "", ""
+    text = f"{named.namespace}/{named.name}"
+    entry = next((one for one in said.services if one.service == text), None)
+    if entry is None or int(entry.observed) < int(obj["metadata"]["resourceVersion"]):
+        return "its load balancer has not looked at it yet", ""
+    if entry.reason or entry.nodes:
+        return "", entry.reason
+    return _IDLE if _ready_pods_in(client.list(ENDPOINT_SLICE, named.namespace).items, named.name) else "", ""
 
 
 def wait_for_nodes(layout: Layout, status: LabStatus, version: str, deadline: Deadline) -> Programmed:

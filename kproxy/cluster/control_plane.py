@@ -331,12 +331,11 @@ class ControlPlane:
 
     def _load_balancers_status(self) -> LoadBalancersStatus:
         """What the balancer wrote down last; nothing of Services before the first of them has asked for one."""
+        from kproxy.cluster.load_balancers import record
         from kproxy.cluster.status import LoadBalancersStatus
 
-        try:
-            return msgspec.json.decode(self._layout.load_balancers_file.read_bytes(), type=LoadBalancersStatus)
-        except FileNotFoundError:
-            return LoadBalancersStatus(self._config.load_balancer.kind, self._config.load_balancer.cidrs)
+        configured = self._config.load_balancer
+        return record.read(self._layout) or LoadBalancersStatus(configured.kind, configured.cidrs)
 
     def _node_status(self, node: NodeConfig) -> NodeStatus:
         from kproxy.cluster import other_proxy, status

@@ -31,7 +31,7 @@ from kproxy.cluster.clusterfile import ClusterConfig
 from kproxy.cluster.controllers.informer import name_of
 from kproxy.cluster.events import Events
 from kproxy.cluster.layout import Layout
-from kproxy.cluster.load_balancers import passing
+from kproxy.cluster.load_balancers import passing, record
 from kproxy.cluster.load_balancers.claims import CLASSIC, L2, Claim, Key, claim_of, version_of
 from kproxy.cluster.load_balancers.health import Checker, Target
 from kproxy.cluster.load_balancers.pool import Share, assign
@@ -124,7 +124,7 @@ class Balancer:
         self._recorder = self._events.recorder(COMPONENT)
         self._objects: dict[Kind, dict[Key, Object]] = {}
         self._is_noted = False
-        self._written = ""
+        self._said: status.LoadBalancersStatus | None = None
         self._rules = ""
         self._serving: dict[str, frozenset[str]] = {}
         self._told: dict[tuple[str, str], str] = {}
@@ -296,14 +296,10 @@ class Balancer:
                 )
             )
         balancing = self._config.load_balancer
-        text = msgspec.json.encode(
-            status.LoadBalancersStatus(balancing.kind, balancing.cidrs, tuple(services))
-        ).decode()
-        if text != self._written:
-            fresh = self._layout.load_balancers_file.with_suffix(".new")
-            fresh.write_text(text, encoding="utf-8")
-            fresh.rename(self._layout.load_balancers_file)
-            self._written = text
+        said = status.LoadBalancersStatus(balancing.kind, balancing.cidrs, tuple(services))
+        if said != self._said:
+            record.write(self._layout, said)
+            self._said = said
 
 
 def _targets(claim: Claim, members: Iterable[Member]) -> list[Target]:

@@ -11,6 +11,12 @@ from kproxy.cluster import statuses
 from kproxy.cluster.identity import timestamp
 from kproxy.cluster.store import Transaction
 
+FOREGROUND_DELETION = "foregroundDeletion"
+"""The finalizer of an object that waits for the end of those it owns."""
+ORPHAN_DEPENDENTS = "orphan"
+"""The finalizer of an object whose dependents have to be released first."""
+
+_FINALIZERS = {"Foreground": FOREGROUND_DELETION, "Orphan": ORPHAN_DEPENDENTS}
 _LONGEST_GRACE = 2**31 - 1  # seconds; more than a date can hold is a mistake anyway
 
 
@@ -22,11 +28,14 @@ class DeleteOptions:
         grace_seconds: for pods; None means the pod's own period, 0 removes the object at once.
         uid: when not empty, the only uid that is meant.
         resource_version: when not empty, the only resourceVersion that is meant.
+        propagation: what becomes of objects that it owns: "Background", "Foreground" or "Orphan"; "" leaves it to what
+            the object says, and that is Background.
     """
 
     grace_seconds: int | None = None
     uid: str = ""
     resource_version: str = ""
+    propagation: str = ""
 
 
 def check_preconditions(kind: Kind, old: Object, options: DeleteOptions) -> None:
@@ -59,9 +68,23 @@ def grace_seconds(kind: Kind, old: Object, options: DeleteOptions) -> int:
     return min(max(0, int(grace)), _LONGEST_GRACE)
 
 
-def dying(kind: Kind, old: Object, grace: int) -> Object:
+def finalizers_of(old: Object, options: DeleteOptions) -> list[str]:
+    """The finalizers of an object that is being deleted so (Kubernetes: deletionFinalizersForGarbageCollection)."""
+    has: list[str] = old["metadata"].get("finalizers") or []
+    if not options.propagation:
+        return has
+    others = [finalizer for finalizer in has if finalizer not in _FINALIZERS.values()]
+    own = _FINALIZERS.get(options.propagation)
+    return [*others, own] if own else others
+
+
+def dying(kind: Kind, old: Object, grace: int, finalizers: list[str]) -> Object:
     """The object marked as being deleted; a second delete can only shorten its grace."""
     metadata = dict(old["metadata"])
+    if finalizers != (metadata.get("finalizers") or []):
+        metadata["finalizers"] = finalizers
+    if "deletionTimestamp" not in metadata and metadata.get("generation"):
+        metadata["generation"] += 1
     before = metadata.get("deletionGracePeriodSeconds")
     if "deletionTimestamp" not in metadata or (before is not None and grace < before):
         metadata["deletionTimestamp"] = timestamp(datetime.now(UTC) + timedelta(seconds=grace))

@@ -6,11 +6,10 @@ from typing import Any
 
 import msgspec
 
+from kproxy.api.managed_fields import LAST_APPLIED
 from kproxy.api.merge_patch import merge_patch
 from kproxy.api.types import Object
 from kproxy.cluster.identity import SERVER_METADATA
-
-LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def with_last_applied(obj: Object, document: Object) -> Object:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from kproxy.api.kinds import NAMESPACE, POD, SERVICE, SERVICE_CIDR, Kind
-from kproxy.api.merge_patch import merge_patch
 from kproxy.api.types import Object
-from kproxy.cluster import statuses
+from kproxy.cluster import patches, server_side_apply, statuses
 from kproxy.cluster.admission import Claims, ClusterSettings
 from kproxy.cluster.applies import Apply
 from kproxy.cluster.deletion import DeleteOptions
-from kproxy.cluster.identity import addressed, check_namespace, head, now
+from kproxy.cluster.identity import addressed, check_namespace, head, key_of, now
 from kproxy.cluster.store import Store, Transaction
-from kproxy.cluster.writes import INITIAL_NAMESPACES, Answer, Manner, Writes
+from kproxy.cluster.writes import INITIAL_NAMESPACES, PLAIN, Answer, Manner, Writes
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Registry:
             raise statuses.not_found(kind, name)
         return found
 
-    def create(self, kind: Kind, namespace: str, obj: Object, *, dry_run: bool = False) -> Answer:
+    def create(self, kind: Kind, namespace: str, obj: Object, manner: Manner = PLAIN) -> Answer:
         """Stores a new object.
 
         Raises:
@@ -65,13 +65,11 @@ class Registry:
         def change(transaction: Transaction) -> Answer:
             named = addressed(kind, namespace, obj)
             check_namespace(transaction, kind, named["metadata"])
-            return self._writes.create(transaction, kind, named)
+            return self._writes.create(transaction, kind, named, manner)
 
-        return self._transact(change, dry_run)
+        return self._transact(change, manner.dry_run)
 
-    def update(
-        self, kind: Kind, key: tuple[str, str], obj: Object, subresource: str = "", *, dry_run: bool = False
-    ) -> Answer:
+    def update(self, kind: Kind, key: tuple[str, str], obj: Object, manner: Manner = PLAIN) -> Answer:
         """Replaces an object, or its status.
 
         Raises:
@@ -81,23 +79,59 @@ class Registry:
         def change(transaction: Transaction) -> Answer:
             old = self._writes.existing(transaction, kind, key)
             named = addressed(kind, key[0], obj, name=key[1])
-            return self._writes.update(transaction, kind, old, named, Manner(subresource))
+            return self._writes.update(transaction, kind, old, named, manner)
 
-        return self._transact(change, dry_run)
+        return self._transact(change, manner.dry_run)
 
-    def patch(
-        self, kind: Kind, key: tuple[str, str], patch: Object, subresource: str = "", *, dry_run: bool = False
-    ) -> Answer:
-        """Merges a patch into an object, or into its status.
+    def patch(self, kind: Kind, key: tuple[str, str], patch: Any, media_type: str, manner: Manner = PLAIN) -> Answer:
+        """Changes an object, or its status, as the patch says; one that is applied and not there yet is created.
+
+        Args:
+            kind: the object's.
+            key: its namespace and name.
+            patch: of the form that ``media_type`` names.
+            media_type: one of ``patches.MEDIA_TYPES``.
+            manner: how it is meant; a server-side apply needs a manager.
 
         Raises:
             NotFound, Conflict, Invalid, ApiError: it cannot be.
         """
 
         def change(transaction: Transaction) -> Answer:
+            if media_type == patches.APPLY_PATCH:
+                return self._apply_one(transaction, kind, key, patch, manner)
             old = self._writes.existing(transaction, kind, key)
-            patched = addressed(kind, key[0], merge_patch(old, patch), name=key[1])
-            return self._writes.update(transaction, kind, old, patched, Manner(subresource))
+            patched = addressed(kind, key[0], patches.patched(kind, old, media_type, patch), name=key[1])
+            return self._writes.update(transaction, kind, old, patched, manner)
+
+        return self._transact(change, manner.dry_run)
+
+    def delete_collection(
+        self,
+        kind: Kind,
+        namespace: str,
+        chosen: Callable[[Object], bool],
+        options: DeleteOptions | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> list[Object]:
+        """Deletes all objects that are chosen, or none; returns their last states.
+
+        Args:
+            kind: theirs.
+            namespace: "" for all of them.
+            chosen: whether an object is meant.
+            options: how to delete each.
+            dry_run: leave everything as it is.
+
+        Raises:
+            ApiError: one of them cannot be deleted.
+        """
+
+        def change(transaction: Transaction) -> list[Object]:
+            found = [obj for obj in transaction.all_of(kind, namespace or None) if chosen(obj)]
+            how = options or DeleteOptions()
+            return [self._writes.delete(transaction, kind, key_of(obj), how) for obj in found]
 
         return self._transact(change, dry_run)
 
@@ -155,6 +189,20 @@ class Registry:
         return result
 
     # ----- inside a transaction
+
+    def _apply_one(
+        self, transaction: Transaction, kind: Kind, key: tuple[str, str], patch: Any, manner: Manner
+    ) -> Answer:
+        old = transaction.get(kind, *key)
+        if old is None and manner.subresource:
+            raise statuses.not_found(kind, key[1])
+        named = addressed(kind, key[0], patches.configuration(kind, patch), name=key[1])
+        merged, entries = server_side_apply.applied(kind, old, named, manner)
+        manner = replace(manner, entries=entries)
+        if old is not None:
+            return self._writes.update(transaction, kind, old, merged, manner)
+        check_namespace(transaction, kind, merged["metadata"])
+        return self._writes.create(transaction, kind, merged, manner)
 
     def _transact(self, change: Callable[[Transaction], T], dry_run: bool = False) -> T:
         with self._writing:

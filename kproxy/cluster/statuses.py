@@ -104,6 +104,33 @@ def not_acceptable(supported: Sequence[str]) -> ApiError:
     return _failure(ApiError, 406, "NotAcceptable", message)
 
 
+def unprocessable(reason: str) -> ApiError:
+    """422: the request is understood and does not fit what it is about."""
+    return _failure(
+        Invalid, 422, "Invalid", f"the server rejected our request due to an error in our request: {reason}"
+    )
+
+
+def invalid_options(options: str, errors: Sequence[FieldError]) -> Invalid:
+    """422: what the query asks makes no sense; ``options`` is ``ListOptions``, ``PatchOptions``, ..."""
+    details = {"group": "meta.k8s.io", "kind": options, "causes": [error.cause() for error in errors]}
+    return _failure(Invalid, 422, "Invalid", invalid_message(f"{options}.meta.k8s.io", "", errors), details)
+
+
+def conflicting_managers(reason: str, fields: Sequence[tuple[str, str]]) -> Conflict:
+    """409: a server-side apply would change what others manage; each field is given with the words for its manager."""
+    causes = [
+        {"reason": "FieldManagerConflict", "message": f"conflict with {manager}", "field": field}
+        for manager, field in fields
+    ]
+    return _failure(Conflict, 409, "Conflict", reason, {"causes": causes})
+
+
+def too_large_patch(reason: str) -> ApiError:
+    """413: a patch has more operations than anybody needs."""
+    return _failure(ApiError, 413, "RequestEntityTooLarge", reason)
+
+
 def too_large(limit: int) -> ApiError:
     """413: the body is larger than the limit, in bytes."""
     return _failure(ApiError, 413, "RequestEntityTooLarge", f"Request entity too large: limit is {limit}")

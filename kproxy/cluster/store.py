@@ -77,6 +77,12 @@ class Event:
         return self.kind, metadata.get("namespace", ""), metadata["name"]
 
 
+def state(kind: Kind, obj: Object) -> Event:
+    """An object as it was at some time, as the change that made it so."""
+    revision = int(obj["metadata"].get("resourceVersion") or 0)
+    return Event(revision, "MODIFIED", kind, obj, None, msgspec.json.encode(obj))
+
+
 class Transaction:
     """Reads and writes of one transaction; it sees its own writes.
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from kproxy.api import defaults, known_fields, validation
+from kproxy.api import defaults, known_fields, managed_fields, merge_rules, validation
 from kproxy.api.field_errors import FORBIDDEN, REQUIRED, UNKNOWN_FIELD, FieldError
 from kproxy.api.kinds import NAMESPACE, SERVICE, SERVICE_CIDR, Kind
 from kproxy.api.types import Object
@@ -18,13 +19,14 @@ from kproxy.cluster.deletion import (
     DeleteOptions,
     check_preconditions,
     dying,
+    finalizers_of,
     grace_seconds,
     has_content,
     may_go,
     precondition_failed,
 )
 from kproxy.cluster.documents import three_way_merge
-from kproxy.cluster.identity import WITH_STATUS, begin, carry_on, key_of
+from kproxy.cluster.identity import WITH_STATUS, begin, carry_on, key_of, now
 from kproxy.cluster.store import Transaction
 
 INITIAL_NAMESPACES = ("default", "kube-system", "kube-public")
@@ -38,6 +40,7 @@ class Answer:
 
     object: Object
     warnings: tuple[str, ...] = ()
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,24 @@ class Manner:
     Attributes:
         subresource: "status", or "" for the object itself.
         is_thorough: name everything that is wrong, also behind what cannot be allocated.
+        dry_run: leave everything as it is.
+        manager: who is noted as the manager of what changes; "" for nobody.
+        entries: the managers as they are to be noted, when that has been found out already.
+        force: take fields from other managers (server-side apply alone).
+        field_validation: what becomes of fields that nobody knows; "" refuses the object with a cause for each.
     """
 
     subresource: str = ""
     is_thorough: bool = False
+    dry_run: bool = False
+    manager: str = ""
+    entries: tuple[managed_fields.Entry, ...] | None = None
+    force: bool = False
+    field_validation: Literal["", "Ignore", "Warn", "Strict"] = ""
 
 
 PLAIN = Manner()
-THOROUGH = Manner(is_thorough=True)
+THOROUGH = Manner(is_thorough=True, manager=managed_fields.CLIENT_SIDE_APPLY)
 
 
 class Writes:
@@ -89,6 +102,7 @@ class Writes:
         metadata = obj["metadata"]
         if metadata.get("resourceVersion"):
             raise statuses.bad_request("resourceVersion should not be set on objects to be created")
+        obj, told = _with_known_fields(kind, obj, manner)
         created, errors = self._admitted(transaction, kind, obj, None, manner)
         name = str(created["metadata"].get("name") or metadata.get("generateName", ""))
         if errors:
@@ -97,7 +111,7 @@ class Writes:
             raise statuses.already_exists(kind, name)
         self._hold(kind, created)
         stored = transaction.put(kind, created)
-        return Answer(stored, tuple(warnings.of_object(kind, obj, stored, self._settings)))
+        return Answer(stored, (*told, *warnings.of_object(kind, obj, stored, self._settings)), is_new=True)
 
     def update(self, transaction: Transaction, kind: Kind, old: Object, obj: Object, manner: Manner) -> Answer:
         """Replaces ``old`` by ``obj``, or one subresource of it.
@@ -114,17 +128,19 @@ class Writes:
             obj = {**old, "status": obj.get("status") or {}}
         elif kind in WITH_STATUS:
             obj = {**obj, "status": old.get("status", {})}
+        obj, told = _with_known_fields(kind, obj, manner)
         updated, errors = self._admitted(transaction, kind, obj, old, manner)
         if errors:
             raise statuses.invalid(kind, name, errors)
         self._hold(kind, updated)
         if updated == old:
-            return Answer(old)
+            return Answer(old, told)
         if old["metadata"].get("deletionTimestamp") and may_go(kind, old, updated):
             return Answer(self._remove(transaction, kind, old))
         stored = transaction.put(kind, updated)
-        told = () if manner.subresource else warnings.of_object(kind, obj, stored, self._settings)
-        return Answer(stored, tuple(told))
+        if not manner.subresource:
+            told = (*told, *warnings.of_object(kind, obj, stored, self._settings))
+        return Answer(stored, told)
 
     def _admitted(
         self, transaction: Transaction, kind: Kind, obj: Object, old: Object | None, manner: Manner
@@ -136,11 +152,14 @@ class Writes:
         unknown = known_fields.check(obj)
         if is_ill_typed(unknown):
             return obj, unknown
-        admitted = defaults.default(obj)
+        given = obj["metadata"].get("managedFields")
+        admitted = defaults.default({**obj, "metadata": {**obj["metadata"], "managedFields": None}})
         if old is None:
             begin(kind, admitted, transaction)
         else:
             carry_on(kind, admitted, old)
+        # What is allocated below belongs to nobody, as in Kubernetes.
+        entries = _entries(kind, admitted, old, manner, given)
         allocation_errors: list[FieldError] = []
         if kind is SERVICE:
             networks = networks_of(transaction.all_of(SERVICE_CIDR), self._settings)
@@ -153,6 +172,8 @@ class Writes:
             validation_errors = [error for error in validation_errors if not error.field.startswith(_ALLOCATED)]
         if kind is SERVICE:
             hide(admitted)
+        if entries:
+            admitted["metadata"]["managedFields"] = entries
         errors = unknown + allocation_errors
         return admitted, errors + [error for error in validation_errors if error not in errors]
 
@@ -196,15 +217,45 @@ class Writes:
             raise statuses.forbidden(kind, key[1], "this namespace may not be deleted")
         grace = grace_seconds(kind, old, options)
         is_full = kind is NAMESPACE and has_content(transaction, key[1])
-        if not grace and not is_full and not old["metadata"].get("finalizers"):
+        finalizers = finalizers_of(old, options)
+        if not grace and not is_full and not finalizers:
             return self._remove(transaction, kind, old)
-        marked = dying(kind, old, grace)
+        marked = dying(kind, old, grace, finalizers)
         return old if marked == old else transaction.put(kind, marked)
 
     def _remove(self, transaction: Transaction, kind: Kind, old: Object) -> Object:
         if kind is SERVICE:
             self._claims.release(old)
         return transaction.delete(kind, *key_of(old))
+
+
+def _with_known_fields(kind: Kind, obj: Object, manner: Manner) -> tuple[Object, tuple[str, ...]]:
+    """The object without fields that nobody knows, if the client puts up with that, and what it is told of them."""
+    if not manner.field_validation:
+        return obj, ()
+    unknown = [error for error in known_fields.check(obj) if error.kind is UNKNOWN_FIELD]
+    if not unknown:
+        return obj, ()
+    told = tuple(f'unknown field "{error.field}"' for error in unknown)
+    if manner.field_validation == "Strict":
+        raise statuses.bad_request(
+            f'{kind.name} in version "{kind.version}" cannot be handled as a {kind.name}: '
+            f"strict decoding error: {', '.join(told)}"
+        )
+    return known_fields.without(obj, unknown), told if manner.field_validation == "Warn" else ()
+
+
+def _entries(kind: Kind, obj: Object, old: Object | None, manner: Manner, given: Any) -> list[managed_fields.Entry]:
+    """Who manages the object once it is written so."""
+    if manner.entries is not None:
+        return list(manner.entries)
+    if not manner.manager:
+        return list(old["metadata"].get("managedFields") or ()) if old is not None else []
+    if old is None and kind in WITH_STATUS:  # the server's own
+        obj = {key: value for key, value in obj.items() if key != "status"}
+    manager = managed_fields.Manager(manner.manager, "Update", kind.api_version, manner.subresource)
+    rules = merge_rules.of_kind(kind.api_version, kind.name)
+    return list(managed_fields.after_update(old, obj, manager, rules, given=given, time=now()))
 
 
 def is_ill_typed(errors: Iterable[FieldError]) -> bool:

@@ -30,6 +30,7 @@ _Verb = Callable[[Backend, web.Request, Target], Awaitable[web.StreamResponse]]
 _VERBS: Mapping[tuple[str, bool, str], _Verb] = {
     ("GET", False, ""): reading.list_or_watch,
     ("POST", False, ""): writing.create,
+    ("DELETE", False, ""): writing.delete_collection,
     ("GET", True, ""): reading.get,
     ("GET", True, "status"): reading.get,
     ("PUT", True, ""): writing.update,

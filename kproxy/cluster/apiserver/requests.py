@@ -18,7 +18,6 @@ from kproxy.api.yaml_text import TextError, read_yaml
 from kproxy.cluster import statuses
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.responses import JSON
-from kproxy.cluster.deletion import DeleteOptions
 from kproxy.errors import ApiError
 
 OBJECT_LIMIT = 3 * 1024 * 1024
@@ -74,9 +73,16 @@ def is_true(request: web.Request, name: str) -> bool:
     return request.query.get(name) in ("1", "true")
 
 
-def is_dry_run(request: web.Request) -> bool:
-    """Whether nothing is to be stored."""
-    return request.query.get("dryRun") == "All"
+async def value(request: web.Request, limit: int = OBJECT_LIMIT, *, is_yaml: bool = False) -> Any:
+    """What the body says, in JSON or in YAML.
+
+    Raises:
+        ApiError: it is neither, or larger than ``limit`` bytes.
+    """
+    content = await request.read()
+    if len(content) > limit:
+        raise statuses.too_large(limit)
+    return await _from_yaml(content) if is_yaml else _from_json(content)
 
 
 async def body(request: web.Request, limit: int = OBJECT_LIMIT) -> Object:
@@ -85,10 +91,7 @@ async def body(request: web.Request, limit: int = OBJECT_LIMIT) -> Object:
     Raises:
         ApiError: it is none, or larger than ``limit`` bytes.
     """
-    content = await request.read()
-    if len(content) > limit:
-        raise statuses.too_large(limit)
-    decoded = await _from_yaml(content) if request.content_type == YAML else _from_json(content)
+    decoded = await value(request, limit, is_yaml=request.content_type == YAML)
     if not isinstance(decoded, dict):
         raise statuses.bad_request("the body is not an object")
     return decoded
@@ -134,20 +137,3 @@ async def _from_yaml(content: bytes) -> Any:
     if len(roots) != 1:
         raise statuses.bad_request(f"the body is {len(roots)} documents of YAML instead of one")
     return roots[0].value
-
-
-def delete_options(request: web.Request, options: Object) -> DeleteOptions:
-    """How to delete, by the query and the body.
-
-    Raises:
-        ApiError: it makes no sense.
-    """
-    grace = options.get("gracePeriodSeconds", request.query.get("gracePeriodSeconds"))
-    if grace is not None:
-        if not str(grace).isdecimal():
-            raise statuses.bad_request(f"gracePeriodSeconds: Invalid value: {grace!r}: must be a number, 0 or greater")
-        grace = int(grace)
-    preconditions = options.get("preconditions") or {}
-    if not isinstance(preconditions, dict):
-        raise statuses.bad_request("preconditions is not an object")
-    return DeleteOptions(grace, str(preconditions.get("uid") or ""), str(preconditions.get("resourceVersion") or ""))

@@ -10,10 +10,11 @@ from kproxy.cluster.apiserver import requests, responses
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.representations import Representation, negotiate
-from kproxy.cluster.apiserver.requests import OBJECT_LIMIT, REQUEST_LIMIT, body, is_dry_run, object_sent
+from kproxy.cluster.apiserver.requests import OBJECT_LIMIT, REQUEST_LIMIT, body, object_sent
+from kproxy.cluster.apiserver.write_options import deletion, manner
+from kproxy.cluster.patches import APPLY_PATCH, MEDIA_TYPES
+from kproxy.cluster.store import state
 from kproxy.cluster.writes import Answer
-
-_MERGE_PATCH = "application/merge-patch+json"
 
 
 async def create(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
@@ -24,9 +25,8 @@ async def create(backend: Backend, request: web.Request, target: Target) -> web.
         raise statuses.method_not_allowed()
     if obj.get("metadata") is None:
         obj["metadata"] = {}
-    answer = await backend.write(
-        backend.registry.create, target.kind, target.namespace, obj, dry_run=is_dry_run(request)
-    )
+    how = manner(request, target)
+    answer = await backend.write(backend.registry.create, target.kind, target.namespace, obj, how)
     return _answered(form, answer, 201)
 
 
@@ -45,32 +45,44 @@ async def update(backend: Backend, request: web.Request, target: Target) -> web.
     """Replaces an object, or its status."""
     form = negotiate(request, target)
     obj = await object_sent(request, target)
-    answer = await backend.write(
-        backend.registry.update, target.kind, target.key, obj, target.subresource, dry_run=is_dry_run(request)
-    )
+    how = manner(request, target)
+    answer = await backend.write(backend.registry.update, target.kind, target.key, obj, how)
     return _answered(form, answer)
 
 
 async def patch(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
-    """Changes an object, or its status."""
+    """Changes an object, or its status, as the patch says; what is applied and not there yet is created."""
     form = negotiate(request, target)
-    if request.content_type != _MERGE_PATCH:
-        raise statuses.unsupported_media_type((_MERGE_PATCH,))
-    change = await body(request)
-    answer = await backend.write(
-        backend.registry.patch, target.kind, target.key, change, target.subresource, dry_run=is_dry_run(request)
-    )
-    return _answered(form, answer)
+    media_type = request.content_type
+    if media_type not in MEDIA_TYPES:
+        raise statuses.unsupported_media_type(MEDIA_TYPES)
+    change = await requests.value(request, is_yaml=media_type == APPLY_PATCH)
+    how = manner(request, target)
+    answer = await backend.write(backend.registry.patch, target.kind, target.key, change, media_type, how)
+    return _answered(form, answer, 201 if answer.is_new else 200)
 
 
 async def delete(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
     """Deletes an object, or begins to."""
     form = negotiate(request, target)
-    options = requests.delete_options(request, await body(request) if request.can_read_body else {})
-    deleted = await backend.write(
-        backend.registry.delete, target.kind, target.key, options, dry_run=is_dry_run(request)
-    )
+    options, dry_run = deletion(request, await body(request) if request.can_read_body else {})
+    deleted = await backend.write(backend.registry.delete, target.kind, target.key, options, dry_run=dry_run)
     return web.Response(body=form.of_object(deleted), content_type=form.content_type)
+
+
+async def delete_collection(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
+    """Deletes all objects that the selectors choose, and answers with their last states."""
+    form = negotiate(request, target)
+    if target.kind.namespaced and not target.namespace:
+        raise statuses.method_not_allowed()
+    chosen = requests.selection(request, target)
+    options, dry_run = deletion(request, await body(request) if request.can_read_body else {})
+    deleted = await backend.write(
+        backend.registry.delete_collection, target.kind, target.namespace, chosen, options, dry_run=dry_run
+    )
+    states = (state(target.kind, obj) for obj in deleted)
+    listed = form.of_list(states, {"resourceVersion": str(backend.store.revision)})
+    return web.Response(body=listed, content_type=form.content_type)
 
 
 async def apply(backend: Backend, request: web.Request) -> web.StreamResponse:

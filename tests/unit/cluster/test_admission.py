@@ -16,8 +16,10 @@ from kproxy.api.kinds import POD, SERVICE
 from kproxy.api.types import Object
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.deletion import DeleteOptions
+from kproxy.cluster.patches import MERGE_PATCH
 from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Store
+from kproxy.cluster.writes import Manner
 from kproxy.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
 
 V4, V6 = "IPv4", "IPv6"
@@ -256,7 +258,7 @@ def test_a_second_family_comes_and_goes(services: Services) -> None:
 def test_status_goes_with_the_load_balancer(services: Services) -> None:
     services.create(type="LoadBalancer")
     ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}}}
-    told = services.registry.patch(SERVICE, ("default", "web"), ingress, "status").object
+    told = services.registry.patch(SERVICE, ("default", "web"), ingress, MERGE_PATCH, Manner("status")).object
     assert told["status"]["loadBalancer"]["ingress"] == [{"ip": "198.51.100.1", "ipMode": "VIP"}]
     services.update(type="NodePort")
     assert services.registry.get(SERVICE, "default", "web")["status"] == {"loadBalancer": {}}
@@ -393,4 +395,4 @@ def test_a_pod_patch_that_is_nonsense_is_invalid(services: Services) -> None:
     pod = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
     services.registry.create(POD, "default", pod)
     with pytest.raises(Invalid, match="spec"):
-        services.registry.patch(POD, ("default", "p"), {"spec": []})
+        services.registry.patch(POD, ("default", "p"), {"spec": []}, MERGE_PATCH)

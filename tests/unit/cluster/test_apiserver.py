@@ -155,7 +155,6 @@ REFUSALS: list[tuple[str, Refusal, type[ApiError], int, str]] = [
     ("another uid", lambda c: c.update(SERVICE, renewed(c, uid="1-2")), Conflict, 409, "UID in precondition: 1-2"),
     ("uid of a delete", lambda c: c.delete(SERVICE, "there", "default", uid="1"), Conflict, 409, "UID"),
     ("default namespace", lambda c: c.delete(NAMESPACE, "default"), ApiError, 403, "may not be deleted"),
-    ("unknown field", lambda c: c.create(SERVICE, service(prots=[]), "default"), Invalid, 422, 'field "spec.prots"'),
     ("wrong type", lambda c: c.create(SERVICE, service(ports="80"), "default"), Invalid, 422, "spec.ports"),
     ("path as a name", lambda c: c.create(SERVICE, service("../../etc"), "default"), Invalid, 422, "RFC 1123"),
     ("watch of a bad version", lambda c: list(c.watch(POD, resource_version="x")), ApiError, 400, "resourceVersion"),
@@ -182,9 +181,8 @@ def test_refusals(client: Client, ask: Refusal, error: type[ApiError], code: int
 
 def test_a_patch_in_another_format_is_refused(client: Client) -> None:
     client.create(SERVICE, service(), "default")
-    path, strategic = "/api/v1/namespaces/default/services/web", "application/strategic-merge-patch+json"
     with pytest.raises(ApiError, match="merge-patch") as caught:
-        client.request("PATCH", path, body={}, content_type=strategic)
+        client.request("PATCH", "/api/v1/namespaces/default/services/web", body={}, content_type="application/json")
     assert caught.value.code == 415
 
 

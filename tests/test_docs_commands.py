@@ -13,15 +13,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from kproxy.testing.labs import fresh_lab
+from kproxy.testing.labs import Lab, fresh_lab
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "manifests").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("README*.md")),
+    *sorted((ROOT / "manifests").glob("*/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 ERRORS = ("curl: (", "error:", "Error from server")
 MARK = "@@"
 
@@ -92,24 +97,41 @@ def wrongs(commands: list[Command], results: list[tuple[int, list[str]]]) -> Ite
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     # This checkout's kproxy, whatever else is installed under that name.
     command = tmp_path_factory.mktemp("bin") / "kproxy"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m kproxy "$@"\n')
     command.chmod(0o755)
     path = f"{command.parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def default_lab() -> Iterator[Lab]:
     # Killed, the run leaves no lab: that is what fresh_lab is for.
-    with fresh_lab() as lab:
-        yield {**os.environ, "KPROXY_LAB": lab.name, "PATH": path, "PYTHONPATH": str(ROOT)}
+    with fresh_lab(names=True) as lab:
+        yield lab
+
+
+@contextmanager
+def lab_of(page: Path, default_lab: Lab) -> Iterator[Lab]:
+    """The lab that a page is about: that of the cluster file beside it, or the default one."""
+    cluster_file = page.parent / "cluster.yaml"
+    if not cluster_file.exists():
+        yield default_lab
+        return
+    with fresh_lab("-f", str(cluster_file), names=True) as lab:
+        yield lab
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if commands_of(page.read_text())], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_page_shows_what_its_commands_print(page: Path, environment: dict[str, str]) -> None:
+def test_page_shows_what_its_commands_print(page: Path, default_lab: Lab, environment: dict[str, str]) -> None:
     commands = commands_of(page.read_text())
-    found = list(wrongs(commands, run_session(commands, environment)))
+    with lab_of(page, default_lab) as lab:
+        found = list(wrongs(commands, run_session(commands, {**environment, "KPROXY_LAB": lab.name})))
     assert not found, "\n\n".join(found)
 
 

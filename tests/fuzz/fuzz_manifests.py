@@ -1,4 +1,4 @@
-"""Feeds mutated manifests to everything that reads them: `make fuzz`, or `python tests/fuzz/fuzz_manifests.py --help`.
+"""Feeds mutated manifests to everything that reads them; `python tests/fuzz/fuzz_manifests.py --help`.
 
 Only clean answers may come out: objects, or findings that name what is wrong. Input number i of a seed is always the
 same, so that a failure is had again by ``--seed S --only i``.
@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,39 @@ spec:
           resources: {limits: {cpu: 500m, memory: 64Mi}}
           readinessProbe: {httpGet: {port: http, path: /}, periodSeconds: 1}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: near}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7]
+  selector: {app: web}
+  sessionAffinity: ClientIP
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Cluster
+  trafficDistribution: PreferSameNode
+  ports: [{name: a, port: 80, targetPort: 8080, nodePort: 30010}, {name: b, port: 80, protocol: UDP, nodePort: 30010}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: outside}
+spec:
+  type: ClusterIP
+  clusterIP: fd00:10:96::7
+  clusterIPs: ["fd00:10:96::7"]
+  ipFamilies: [IPv6]
+  externalIPs: ["2001:db8::9"]
+  externalTrafficPolicy: Local
+  ports: [{port: 443}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-6, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+endpoints: [{addresses: ["fd00:10:244:1::2"], nodeName: node1}, {addresses: ["fd00:10:244:2::2"], conditions: {}}]
+ports: [{name: a, port: 8080}, {name: "", port: 5353, protocol: UDP}]
+---
 apiVersion: kproxy.dev/v1alpha1
 kind: Cluster
 metadata: {name: lab}
@@ -183,16 +217,17 @@ class Fuzzer:
         """A manifest and the name of its file."""
         name = chance.choice(("x.json", "x.json", "x.json", "x.yaml"))
         if chance.random() < 0.3:
-            text = self._damaged(bytearray(chance.choice(self.texts)), chance)
+            text = damaged(bytearray(chance.choice(self.texts)), chance)
             return bytes(text), "x.yaml" if chance.random() < 0.9 else "x.json"
-        obj = self._mutated(chance)
+        obj = self.mutated(chance.choice(self.seeds), chance)
         text = bytearray(json.dumps(obj, indent=chance.choice((None, 1))).encode())
         if chance.random() < 0.1:
-            text = self._damaged(text, chance)
+            text = damaged(text, chance)
         return (b"# yaml\n" + bytes(text), "x.yaml") if name == "x.yaml" else (bytes(text), name)
 
-    def _mutated(self, chance: random.Random) -> Any:
-        obj: Any = _copied(chance.choice(self.seeds))
+    def mutated(self, obj: Any, chance: random.Random) -> Any:
+        """An object that differs from another one in a few places."""
+        obj = _copied(obj)
         for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
             places = list(_places(obj))
             if not places:
@@ -202,27 +237,39 @@ class Fuzzer:
         return obj
 
     def _change(self, owner: Any, key: Any, chance: random.Random) -> None:
-        match chance.randrange(6):
+        match chance.randrange(7):
             case 0 | 1:
                 owner[key] = _copied(chance.choice(VALUES))
             case 2:
                 del owner[key]
-            case 3:
-                other, there = chance.choice(list(_places(chance.choice(self.seeds))))
+            case 3 | 4:
+                places = list(_places(chance.choice(self.seeds)))
+                alike = [place for place in places if place[1] == key]  # what stands there too is more often good
+                other, there = chance.choice(alike or places)
                 owner[key] = _copied(other[there])
-            case 4 if isinstance(owner, list):
+            case 5 if isinstance(owner, list):
                 owner[key:key] = [_copied(owner[key]) for _ in range(chance.choice((1, 2, 101)))]
-            case 4:
+            case 5:
                 owner[chance.choice((f"{key}s", key[:-1], key.upper(), "", "status", "a.b/c"))] = _copied(owner[key])
             case _:
                 owner[key] = _twisted(owner[key], chance)
 
-    def _damaged(self, text: bytearray, chance: random.Random) -> bytearray:
-        for _ in range(chance.choice((1, 1, 2, 4))):
-            at, length = chance.randrange(len(text) + 1), chance.choice((0, 0, 1, 1, 3, 20, 200))
-            piece = chance.choice(SNIPPETS) if chance.random() < 0.8 else bytes(text[at : at + 40])
-            text[at : at + length] = piece
-        return text
+    def first_inputs(self) -> list[bytes]:
+        """Good manifests, as JSON and as YAML."""
+        return [*(json.dumps(obj).encode() for obj in self.seeds), *self.texts]
+
+    def next_after(self, text: bytes, longest: int, chance: random.Random) -> bytes:
+        """An input like another one: objects change as objects, everything else as text.
+
+        Args:
+            text: the other one.
+            longest: bytes that it may have.
+            chance: decides.
+        """
+        if chance.random() < 0.8:
+            with suppress(ValueError, RecursionError):
+                return json.dumps(self.mutated(json.loads(text), chance)).encode()[:longest]
+        return bytes(damaged(bytearray(text or b"{}"), chance)[:longest])
 
     def judge(self, text: bytes, file: str) -> str:
         """Feeds one input; "refused", "admitted" (to the API) or "unclean YAML or JSON".
@@ -274,6 +321,20 @@ class Fuzzer:
             rules.take(tracker.delta(around, scope, is_full=True))
             for line in rules.saved().splitlines():
                 _demand(RULE_LINE.fullmatch(line) is not None, f"not a rule: {line!r}")
+
+
+def damaged(text: bytearray, chance: random.Random) -> bytearray:
+    """A text with a few pieces taken out, put in or replaced."""
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        at, length = chance.randrange(len(text) + 1), chance.choice((0, 0, 1, 1, 3, 20, 200))
+        piece = chance.choice(SNIPPETS) if chance.random() < 0.8 else bytes(text[at : at + 40])
+        text[at : at + length] = piece
+    return text
+
+
+def file_of(text: bytes) -> str:
+    """A name for an input's file that has it read as what it looks like."""
+    return "x.json" if text[:1] in (b"{", b"[") else "x.yaml"
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from fuzz_manifests import Fuzzer, run_one
+from fuzz_manifests import Fuzzer, file_of, run_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,3 +40,16 @@ def test_the_seeds_are_good_ones(fuzzer: Fuzzer) -> None:
 def test_an_input_can_be_had_again(fuzzer: Fuzzer) -> None:
     first, again = (fuzzer.input(random.Random("7:7")) for _ in range(2))
     assert first == again
+
+
+def test_inputs_that_follow_from_others_get_clean_answers(fuzzer: Fuzzer) -> None:
+    """The chain that `make fuzz` makes longer, by what it reaches instead of by chance."""
+    chance = random.Random(7)
+    verdicts = Counter[str]()
+    for _ in range(100):
+        text = chance.choice(fuzzer.first_inputs())
+        for _ in range(3):
+            text = fuzzer.next_after(text, 4096, chance)
+            assert len(text) <= 4096
+            verdicts[fuzzer.judge(text, file_of(text))] += 1
+    assert min(verdicts[verdict] for verdict in ("admitted", "refused", "no objects")) > 5

@@ -12,12 +12,14 @@ from kproxy.errors import UserError
 from kproxy.proxy.flags import FLAGS, configuration, ignored, parse_flags
 
 USAGE = """\
-Usage: kproxy proxy (--manifests DIR | --master URL) [--hostname-override NODE] [kube-proxy's flags]
+Usage: kproxy proxy [--manifests DIR | --kubeconfig FILE | --master URL] [--hostname-override NODE] [kube-proxy's flags]
 
 Keeps this host's iptables in step with Services and EndpointSlices, as kube-proxy does.
 
   --manifests DIR          take the objects from YAML and JSON files in DIR, followed as they change
-  --master URL             take them from a Kubernetes API: http(s)://host:port or unix:///path
+  --kubeconfig FILE        take them from the Kubernetes API that the file names; without any of the three, in a pod,
+                           from the cluster's own
+  --master URL             take them from the API there: http(s)://host:port or unix:///path
   --iptables-variant V     auto (default), legacy or nft
   --iptables-writer W      iptables-restore (default) or python-iptables (legacy variant, at most 2,000 rules)
   --config FILE            a KubeProxyConfiguration; nearly all flags are ignored beside it

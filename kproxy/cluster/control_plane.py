@@ -111,14 +111,15 @@ class ControlPlane:
         self._report = report
         self._stop = threading.Event()
         self._network_is_up = threading.Event()
+        self._has_keys = threading.Event()
         self._server_is_up = threading.Event()
         self._failure: Exception | None = None
         self._agent: NodeAgent | None = None
         self._proxies: NodeProxies | None = None
         self._balancers: Supervisor | None = None
         self._server: Server | None = None
-        self._variant = ""
         self._outside_hosts: OutsideHosts | None = None
+        self._variant = ""
 
     def run(self) -> None:
         """Brings everything up and works until SIGTERM.
@@ -137,8 +138,8 @@ class ControlPlane:
             raise self._failure
         if (balancers := self._balancers) is not None:
             self._in_thread("load-balancer", lambda: balancers.run(self._stop))
-        agent = self._start_agent(client)
         self._start_outside_hosts()
+        agent = self._start_agent(client)
         self._wait_for_proxies()
         self._in_thread("names", lambda: self._give_names(client))
         if not agent.wait_until_settled(PATIENCE):
@@ -179,6 +180,7 @@ class ControlPlane:
         self._journal.step(f"{egress.CHAIN} of {self._config.nodes[0].name}")
         host.link_tools(self._layout, self._variant, self._journal)
         self._proxies = NodeProxies(self._config, self._layout, self._journal, self._variant)
+        self._has_keys.wait()
         self._proxies.start()
         self._open_doors()
         for node in self._config.nodes[1:]:
@@ -211,6 +213,7 @@ class ControlPlane:
 
         began = time.monotonic()
         tokens = doors.ensure_keys(self._layout, self._config)
+        self._has_keys.set()
         self._report.timing("certificates", time.monotonic() - began)
         began = time.monotonic()
         store = Store(self._layout.database)
@@ -250,9 +253,6 @@ class ControlPlane:
             image_patterns=tuple(entry.match for entry in self._config.images),
         )
 
-    def _give_names(self, client: Client) -> None:
-        """Ensures that the cluster's DNS server is deployed, and serves the names of hosts outside."""
-        from kproxy.cluster.dns import addon, outside
     def _start_outside_hosts(self) -> None:
         if any(client.ports for client in self._config.clients):
             from kproxy.cluster.outside_hosts import OutsideHosts
@@ -260,6 +260,9 @@ class ControlPlane:
             self._outside_hosts = OutsideHosts(self._config, self._layout, self._journal, self._fork_server)
             self._outside_hosts.start()
 
+    def _give_names(self, client: Client) -> None:
+        """Ensures that the cluster's DNS server is deployed, and serves the names of hosts outside."""
+        from kproxy.cluster.dns import addon, outside
         from netns.namespace import named
 
         if self._config.dns_replicas:

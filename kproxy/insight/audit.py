@@ -150,7 +150,7 @@ def _audit_family(subject: _Subject, family: Family, objects: tuple[Sequence[Obj
     rules = RuleSet(iptables_settings(subject.config, subject.facts, family, host))
     tracker = Tracker(family, subject.name)
     for kind, items in zip(("Service", "EndpointSlice"), objects, strict=True):
-        tracker.take(Known(kind).replace(items))
+        tracker.take(Known(kind).replace([msgspec.json.encode({"items": items})]))
     around = circumstances(subject.config, subject.name, subject.facts, family)
     scope = node_port_scope(subject.config, subject.facts, family, addresses)
     rules.take(tracker.delta(around, scope, is_full=True))

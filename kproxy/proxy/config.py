@@ -15,8 +15,10 @@ from kproxy.proxy.family import Family, canonical_address, canonical_cidr
 PRIMARY = "primary"
 LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 MODES = ("iptables", "ipvs", "nftables")
+NFTABLES = "nftables"
 VARIANTS = ("auto", "legacy", "nft")
 WRITERS = ("iptables-restore", "python-iptables")
+NFTABLES_WRITERS = ("netlink", "nft")
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
@@ -28,8 +30,9 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set; field names are kube-proxy's flags in snake case, durations are seconds.
 
     Attributes:
-        manifests: directory to take objects from; empty means the API at ``master``.
-        master: address of a Kubernetes API, ``http(s)://host:port`` or ``unix:///path``.
+        manifests: directory to take objects from; empty means a Kubernetes API.
+        master: its address, ``http(s)://host:port`` or ``unix:///path``; stands above the server of ``kubeconfig``.
+        kubeconfig: file that says where the API is and what to show it; without it and ``master``, the pod's own.
         healthz_bind_address: IP:port; empty means that there is no such server.
         metrics_bind_address: IP:port.
         feature_gates: ``NAME=true`` or ``NAME=false``.
@@ -67,6 +70,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipvs_tcpfin_timeout: float = 0.0
     ipvs_udp_timeout: float = 0.0
     nftables_masquerade_bit: int = 14
+    nftables_writer: str = "netlink"
     nftables_sync_period: float = 30.0
     nftables_min_sync_period: float = 1.0
     detect_local_mode: str = "ClusterCIDR"
@@ -92,6 +96,21 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     v: int = 0
     vmodule: str = ""
 
+    @property
+    def is_nftables(self) -> bool:
+        """Whether rules are nf_tables' own, not iptables'."""
+        return self.proxy_mode == NFTABLES
+
+    @property
+    def sync_period(self) -> float:
+        """The mode's own: seconds after which a failed sync is tried again."""
+        return self.nftables_sync_period if self.is_nftables else self.iptables_sync_period
+
+    @property
+    def min_sync_period(self) -> float:
+        """The mode's own: seconds between two syncs."""
+        return self.nftables_min_sync_period if self.is_nftables else self.iptables_min_sync_period
+
     def detector_cidr(self, family: Family) -> str:
         """The first --cluster-cidr of a family; empty when there is none."""
         return next((cidr for cidr in self.cluster_cidr if family.has(cidr)), "")
@@ -99,11 +118,13 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     def node_port_cidrs(self, family: Family, node_ip: str) -> tuple[str, ...]:
         """On which addresses of a family node ports answer; a family that is not named answers on all of them.
 
+        Where none is named, mode nftables means ``primary`` (kube-proxy: server_linux.go).
+
         Args:
             family: the proxier's.
             node_ip: the node's address of that family, which ``primary`` stands for; empty when it has none.
         """
-        if self.nodeport_addresses == (PRIMARY,):
+        if self.nodeport_addresses == (PRIMARY,) or (self.is_nftables and not self.nodeport_addresses):
             return (f"{node_ip}/{family.host_bits}",) if node_ip else (family.everything,)
         cidrs = tuple(canonical_cidr(cidr) for cidr in self.nodeport_addresses if family.has(cidr))
         return (family.everything,) if not cidrs or family.everything in cidrs else cidrs
@@ -126,9 +147,6 @@ WITHOUT_EFFECT = frozenset(
         "ipvs_tcp_timeout",
         "ipvs_tcpfin_timeout",
         "ipvs_udp_timeout",
-        "nftables_masquerade_bit",
-        "nftables_sync_period",
-        "nftables_min_sync_period",
         "config_sync_period",
         "logging_format",
         "log_flush_frequency",

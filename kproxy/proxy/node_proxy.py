@@ -202,14 +202,10 @@ def make_source(config: ProxyConfig, name: str) -> Source:
         from kproxy.proxy.sources.directory import DirectorySource
 
         return DirectorySource(Path(config.manifests))
-    if not config.master and config.kubeconfig:
-        raise UserError("--kubeconfig is not read yet: name the API server with --master")
-    if not config.master:
-        raise UserError("where are the objects? --manifests DIR or --master URL is needed")
-    from kproxy.client import Client
+    from kproxy.proxy.api_access import connect
     from kproxy.proxy.sources.api import ApiSource
 
-    return ApiSource(Client(config.master), name)
+    return ApiSource(connect(config.kubeconfig, config.master), name)
 
 
 def wait_for_node(

@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from fake_iptables import FakeIptables, Table, target_of
 
 from kproxy.api.types import Object
-from kproxy.client import Snapshot, WatchEvent
+from kproxy.client import RawEvent, RawSnapshot
 from kproxy.errors import HostError
 from kproxy.proxy.agent import CANARY_PATIENCE, Agent, Command, Proxier, Reports
 from kproxy.proxy.backends.iptables.host import Tools
@@ -53,7 +54,7 @@ class Api:
         self._rng = rng
         self.version = 1
         self.objects: dict[tuple[str, str], Object] = {}
-        self.told: dict[str, deque[Snapshot | WatchEvent]] = {kind: deque() for kind in KINDS}
+        self.told: dict[str, deque[RawSnapshot | RawEvent]] = {kind: deque() for kind in KINDS}
         self.known = {kind: Known(kind) for kind in KINDS}
 
     def put(self, obj: Object) -> None:
@@ -63,7 +64,7 @@ class Api:
         obj["metadata"]["resourceVersion"] = str(self.version)  # the last change that is made to it
         kind = "MODIFIED" if key in self.objects else "ADDED"
         self.objects[key] = obj
-        self.told[obj["kind"]].append(WatchEvent(kind, obj))  # type: ignore[arg-type]
+        self._tell(obj["kind"], kind, obj)
 
     def delete(self, kind: str, name: str) -> None:
         """Delete an object, if it is there."""
@@ -71,18 +72,21 @@ class Api:
         if obj is not None:
             self.version += 1
             metadata = {**obj["metadata"], "resourceVersion": str(self.version)}
-            self.told[kind].append(WatchEvent("DELETED", {**obj, "metadata": metadata}))
+            self._tell(kind, "DELETED", {**obj, "metadata": metadata})
 
     def bookmark(self) -> None:
         """Tell every watch how far it is."""
         for kind in KINDS:
-            at = {"metadata": {"resourceVersion": str(self.version)}}
-            self.told[kind].append(WatchEvent("BOOKMARK", at))
+            self._tell(kind, "BOOKMARK", {"metadata": {"resourceVersion": str(self.version)}})
 
     def relist(self, kind: str) -> None:
         """A watch broke off too long ago: what it has not told yet is lost, and a list comes instead."""
         items = [obj for (of, _), obj in sorted(self.objects.items()) if of == kind]
-        self.told[kind] = deque([Snapshot(items, str(self.version))])
+        page = msgspec.json.encode({"metadata": {"resourceVersion": str(self.version)}, "items": items})
+        self.told[kind] = deque([RawSnapshot([page], str(self.version))])
+
+    def _tell(self, kind: str, event: Any, obj: Object) -> None:
+        self.told[kind].append(RawEvent(event, msgspec.json.encode(obj), str(self.version)))
 
 
 class FakeConntrack:

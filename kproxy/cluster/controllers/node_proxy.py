@@ -33,7 +33,7 @@ POLL: Final = 0.01
 def flags(config: ClusterConfig, node: NodeConfig, layout: Layout, variant: str) -> dict[str, str]:
     """The flags of a node's proxy, without the dashes; what the cluster file says comes last and stands."""
     return {
-        "master": layout.api_url,
+        "kubeconfig": str(layout.kubeconfig(node.name)),
         "hostname-override": node.name,
         "cluster-cidr": ",".join(config.pod_networks),
         "iptables-variant": variant,

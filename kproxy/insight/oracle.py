@@ -11,6 +11,9 @@ Two facts of the kernel belong to the promise, because no rule of a node proxy c
 * kube-proxy rejects external and load balancer addresses without endpoints in INPUT and FORWARD only. The node itself
   sends such a packet along its default route, and what happens there is what it gets.
 
+What a load balancer of the lab's own promises from outside depends on its kind (`BalancerKind`); from inside, the
+nodes' proxies take its address for their own, unless its ipMode is Proxy.
+
 A node without a proxy has no frontends: a node port there is a port on which nobody listens, and packets for any other
 frontend take its default route, pods' with the node's address, as packets to the outside do.
 """
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -135,9 +138,44 @@ class ExternalRoute:
     via: str
 
 
+class BalancerKind(enum.StrEnum):
+    """How packets for a load balancer address come to the nodes.
+
+    Attributes:
+        L2: one node answers ARP and NDP for the address, and takes them in as they are.
+        NLB: the router spreads them over the node ports of nodes that may serve, as they are but for that.
+        CLASSIC: the router ends connections itself, and begins others to node ports.
+    """
+
+    L2 = "l2"
+    NLB = "nlb"
+    CLASSIC = "classic"
+
+
+@dataclass(frozen=True)
+class BalancerView:
+    """A load balancer of the lab's own.
+
+    Attributes:
+        service: ``default/web``.
+        serves_cluster: packets from inside the cluster come to it too (ipMode Proxy).
+        announcers: the node that says it has each address, ``L2`` only.
+    """
+
+    service: str
+    kind: BalancerKind
+    addresses: tuple[str, ...]
+    serves_cluster: bool = False
+    announcers: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class ClusterView:
-    """Everything that a promise depends on."""
+    """Everything that a promise depends on.
+
+    Attributes:
+        router_addresses: those of the nodes' default gateway, the one on their network first in each family.
+    """
 
     services: tuple[Service, ...]
     slices: tuple[EndpointSlice, ...]
@@ -145,6 +183,8 @@ class ClusterView:
     pods: tuple[PodView, ...]
     clients: tuple[ClientView, ...] = ()
     external_routes: tuple[ExternalRoute, ...] = ()
+    balancers: tuple[BalancerView, ...] = ()
+    router_addresses: tuple[str, ...] = ()
 
     @cached_property
     def node_by_name(self) -> dict[str, NodeView]:
@@ -173,6 +213,7 @@ class Place:
         addresses: what it sends from, one a family.
         routes: what it can send to, outside only.
         interface: the one at its node by which its packets come in, pods only.
+        is_router: it is the nodes' default gateway, on their own network.
     """
 
     client: str
@@ -181,6 +222,7 @@ class Place:
     addresses: tuple[str, ...]
     routes: tuple[str, ...] = ()
     interface: str = ""
+    is_router: bool = False
 
     def address(self, family: int) -> str | None:
         """The address of that IP version (4 or 6), or None."""
@@ -239,6 +281,7 @@ class Promise:
         unreached: endpoints that are chosen too, but whose node takes no packets of this source from elsewhere.
         is_sticky: session affinity: one client sees one endpoint of ``answers``.
         is_closed: refused because nobody listens, and not by a rule: TCP gets a RST.
+        is_unclaimed: nobody says that he has the address: silence until the router gives up after three seconds.
     """
 
     verdict: Verdict
@@ -247,6 +290,7 @@ class Promise:
     is_sticky: bool = False
     is_closed: bool = False
     unreached: tuple[str, ...] = ()
+    is_unclaimed: bool = False
 
 
 @dataclass(frozen=True)
@@ -351,7 +395,8 @@ def promise(view: ClusterView, place: Place, frontend: Frontend) -> Promise:
         return _direct(view, place, frontend)
     node = translator(view, place, frontend)
     if node is None:
-        return Promise(Verdict.NO_ROUTE)
+        balancer = balancer_of(view, frontend)
+        return Promise(Verdict.NO_ROUTE) if balancer is None else _balanced(view, place, source, frontend, balancer)
     if node.proxy is None:
         return _unserved(node, frontend)
     return _served(view, _flow(view, place, source, node, frontend), node.proxy)
@@ -467,6 +512,87 @@ def _in_source_ranges(service: Service, source: str) -> bool:
     return not ranges or any(_in(source, cidr.strip()) for cidr in ranges)
 
 
+# -- load balancers ----------------------------------------------------------------------------------------------
+
+
+def _balanced(view: ClusterView, place: Place, sent_from: str, frontend: Frontend, balancer: BalancerView) -> Promise:
+    """What a balancer makes of a packet that no node of its own rewrites."""
+    if balancer.kind is BalancerKind.L2:
+        return _unclaimed(balancer)
+    # What pods send to the outside leaves with their node's address.
+    source, hops = sent_from, 0
+    if place.is_pod and place.node is not None:
+        source, hops = first_of_family(view.node_by_name[place.node].addresses, frontend.family) or sent_from, 1
+    # Behind the balancer source ranges are known no more: a node port has none.
+    if not _in_source_ranges(frontend.service, source):
+        return Promise(Verdict.DROPPED)
+    able = [node for node in view.nodes if _may_serve(view, frontend.service, node, frontend.family)]
+    if not able:
+        return Promise(Verdict.REFUSED, is_closed=True)
+    if balancer.kind is BalancerKind.CLASSIC:
+        seen = KEPT if source == sent_from else source
+        return Promise(Verdict.ANSWERED, (Answer(frontend.text, seen, hops),))
+    if place.node is not None:
+        # The answer to a node would not come back by the router, but that the router takes its own address.
+        source = first_of_family(view.router_addresses, frontend.family) or source
+    outside = replace(place, node=None, is_pod=False, interface="")
+    parts = [
+        _served(view, _Flow(outside, sent_from, source, hops + 1, node, _at_node(frontend, node)), node.proxy)
+        for node in able
+        if node.proxy is not None
+    ]
+    answers = {answer for part in parts for answer in part.answers}
+    return Promise(
+        verdict=Verdict.ANSWERED if answers else parts[0].verdict,
+        answers=tuple(sorted(answers)),
+        lost=tuple(sorted({lost for part in parts for lost in part.lost})),
+        is_sticky=frontend.service.spec.session_affinity == "ClientIP" and bool(answers),
+    )
+
+
+def _at_node(frontend: Frontend, node: NodeView) -> Frontend:
+    """Where the router sends what was dialled at a balancer: a node port."""
+    address = first_of_family(node.addresses, frontend.family) or ""
+    return replace(
+        frontend,
+        kind=FrontendKind.NODE_PORT,
+        address=address,
+        port=frontend.service_port.node_port,
+        node=node.name,
+    )
+
+
+def _announcer(view: ClusterView, frontend: Frontend, balancer: BalancerView) -> NodeView | None:
+    """The node that takes in packets for an address: the one that says so, if it may; else one that may."""
+    if balancer.kind is not BalancerKind.L2:
+        return None
+    able = [node for node in view.nodes if _may_serve(view, frontend.service, node, frontend.family)]
+    named = balancer.announcers.get(frontend.address)
+    return next((node for node in able if node.name == named), able[0] if able else None)
+
+
+def _may_serve(view: ClusterView, service: Service, node: NodeView, family: int) -> bool:
+    """Whether a node tells balancers that it may serve a Service.
+
+    With a local policy if a ready endpoint is on it (kube-proxy: service_health.go); else if its proxy is there and,
+    for a balancer that asks the node port, somebody answers on that.
+    """
+    if node.proxy is None:
+        return False
+    ports = service.spec.ports
+    if service.spec.external_traffic_policy == "Local":
+        found = [backend for port in ports for backend in backends(view, service, port, family)]
+        return any(backend.ready and backend.node == node.name for backend in found)
+    name = f"{service.metadata.namespace}/{service.metadata.name}"
+    is_asked_by_l2 = any(one.service == name and one.kind is BalancerKind.L2 for one in view.balancers)
+    asked = next((port for port in ports if port.protocol == "TCP"), None)
+    return is_asked_by_l2 or asked is None or select(backends(view, service, asked, family), node).has_any
+
+
+def _unclaimed(balancer: BalancerView | None) -> Promise:
+    return Promise(Verdict.NO_ROUTE, is_unclaimed=balancer is not None)
+
+
 # -- which way ---------------------------------------------------------------------------------------------------
 
 
@@ -510,11 +636,15 @@ def _is_the_node(place: Place, node: NodeView) -> bool:
     return not place.is_pod and place.node == node.name
 
 
-def _arrival(view: ClusterView, address: str) -> NodeView | None:
+def _arrival(view: ClusterView, frontend: Frontend) -> NodeView | None:
     """The node at which a packet from elsewhere arrives: the owner of the address, else where the outside routes it."""
+    address = frontend.address
     owner = view.node_by_address.get(address)
     if owner is not None:
         return owner
+    balancer = balancer_of(view, frontend)
+    if balancer is not None:
+        return _announcer(view, frontend, balancer)
     routes = [route for route in view.external_routes if _in(address, route.to)]
     if not routes:
         return None
@@ -522,11 +652,25 @@ def _arrival(view: ClusterView, address: str) -> NodeView | None:
 
 
 def translator(view: ClusterView, place: Place, frontend: Frontend) -> NodeView | None:
-    """The node whose proxy, if any, rewrites a packet from ``place`` to ``frontend``; None if it comes to no node."""
+    """The node whose proxy, if any, rewrites a packet from ``place`` to ``frontend``; None if it comes to no node.
+
+    None also where any node may be the one: behind a balancer in the router.
+    """
     if frontend.kind is FrontendKind.NODE_PORT:
         return view.node_by_name[frontend.node]
     own = view.node_by_name[place.node] if place.node else None
-    return own if own is not None and own.proxy is not None else _arrival(view, frontend.address)
+    balancer = balancer_of(view, frontend)
+    is_proxied_there = balancer is None or not balancer.serves_cluster
+    return own if own is not None and own.proxy is not None and is_proxied_there else _arrival(view, frontend)
+
+
+def balancer_of(view: ClusterView, frontend: Frontend) -> BalancerView | None:
+    """The lab's load balancer that serves a frontend, if it is one's."""
+    if frontend.kind is not FrontendKind.LOAD_BALANCER:
+        return None
+    metadata = frontend.service.metadata
+    name = f"{metadata.namespace}/{metadata.name}"
+    return next((one for one in view.balancers if one.service == name and frontend.address in one.addresses), None)
 
 
 def _no_endpoints(view: ClusterView, flow: _Flow) -> Promise:
@@ -535,9 +679,11 @@ def _no_endpoints(view: ClusterView, flow: _Flow) -> Promise:
     is_own = frontend.kind is FrontendKind.CLUSTER_IP or frontend.address in node.addresses
     if is_own or not _is_the_node(flow.place, node):
         return Promise(Verdict.REFUSED)
-    next_node = _arrival(view, frontend.address)
+    next_node = _arrival(view, frontend)
     if next_node is None:
-        return Promise(Verdict.NO_ROUTE)
+        balancer = balancer_of(view, frontend)
+        is_routers = balancer is not None and balancer.kind is not BalancerKind.L2
+        return Promise(Verdict.REFUSED, is_closed=True) if is_routers else _unclaimed(balancer)
     if next_node.name == node.name and frontend.family == FAMILY_WITH_MARTIANS:
         return Promise(Verdict.DROPPED)
     return Promise(Verdict.REFUSED) if next_node.proxy is not None else _unserved(next_node, frontend)
@@ -631,7 +777,7 @@ def _hops(flow: _Flow, endpoint_node: NodeView, is_pod: bool) -> int:
 def _hops_to_node(place: Place, node: NodeView) -> int:
     """Routers before the packet enters the node: the client's own node or the outside router, if any."""
     if place.node is None:
-        return 1
+        return 0 if place.is_router else 1
     return 1 if place.is_pod and place.node != node.name else 0
 
 

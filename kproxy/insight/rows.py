@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kproxy.api.types import Service, ServicePort
 from kproxy.insight.oracle import (
     Backend,
+    BalancerKind,
     ClusterView,
     Frontend,
     FrontendKind,
@@ -18,6 +19,7 @@ from kproxy.insight.oracle import (
     PodView,
     Promise,
     backends,
+    balancer_of,
     first_of_family,
     is_proxied,
     promise,
@@ -65,8 +67,12 @@ def rows(view: ClusterView, services: Iterable[Service]) -> tuple[Row, ...]:
         for port in service.spec.ports
         if port.protocol in PROTOCOLS
         for family in families(service)
-        for standing in standings(view, backends(view, service, port, family), family)
+        for standing in (
+            *standings(view, backends(view, service, port, family), family),
+            *_proxying_balancer(view, service, family),
+        )
         for frontend in frontends(view, service, port, family)
+        if frontend.kind is FrontendKind.NODE_PORT or not standing.place.is_router
     )
 
 
@@ -97,8 +103,13 @@ def frontends(view: ClusterView, service: Service, port: ServicePort, family: in
             if address:
                 found.append(at(FrontendKind.NODE_PORT, address, port.node_port, node.name))
     found += [at(FrontendKind.EXTERNAL_IP, ip, port.port) for ip in _of_family(spec.external_ips, family)]
-    ingress = [entry.ip for entry in service.status.load_balancer.ingress if entry.ip and entry.ip_mode != "Proxy"]
-    found += [at(FrontendKind.LOAD_BALANCER, ip, port.port) for ip in _of_family(ingress, family)]
+    ingress = [entry for entry in service.status.load_balancer.ingress if entry.ip]
+    balanced = [(at(FrontendKind.LOAD_BALANCER, entry.ip, port.port), entry.ip_mode) for entry in ingress]
+    found += [
+        frontend
+        for frontend, ip_mode in balanced
+        if frontend.family == family and (ip_mode != "Proxy" or balancer_of(view, frontend) is not None)
+    ]
     return tuple(found)
 
 
@@ -124,6 +135,16 @@ def standings(view: ClusterView, candidates: Sequence[Backend], family: int) -> 
         for client in view.clients
     ]
     return tuple(standing for standing in found if standing.place.address(family))
+
+
+def _proxying_balancer(view: ClusterView, service: Service, family: int) -> Iterator[Standing]:
+    """The router, if it is this Service's classic balancer: then it is who dials the node ports."""
+    name = f"{service.metadata.namespace}/{service.metadata.name}"
+    if any(one.service == name and one.kind is BalancerKind.CLASSIC for one in view.balancers):
+        networks = tuple(address for node in view.nodes for address in node.addresses)
+        place = Place("router/router", None, False, view.router_addresses, networks, is_router=True)
+        if place.address(family):
+            yield Standing(place, "the balancer")
 
 
 def _pod_standings(view: ClusterView, candidates: Sequence[Backend]) -> Iterator[Standing]:

@@ -10,6 +10,7 @@ Law: it looks, it never changes anything.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -23,6 +24,7 @@ from kproxy.insight.oracle import (
     NodeView,
     Promise,
     Verdict,
+    balancer_of,
     first_of_family,
     host_port,
     translator,
@@ -113,6 +115,8 @@ def is_kept(promise: Promise, seen: Seen) -> bool:
         return False
     if promise.is_sticky and promise.answers and seen.verdict is Verdict.DROPPED:
         return len(seen.lost) == 1  # the one endpoint that this client sticks to is one whose answers are lost
+    if promise.is_unclaimed and seen.verdict is Verdict.DROPPED:
+        return True
     if seen.verdict is not promise.verdict:
         return False
     if promise.is_sticky and promise.answers:
@@ -168,15 +172,22 @@ class Tally:
             return 0
         if len(self.outcomes) < self.batch:
             return self.batch
-        missing = {answer.endpoint for answer in self.row.promise.answers} - {
-            seen[0] for seen in self.arrivals.values()
-        }
-        if not missing or self.row.promise.is_sticky:
+        if not self._unseen() or self.row.promise.is_sticky:
             return 0
         promise = self.row.promise
         endpoints = len(promise.answers) + len(promise.lost) + len(promise.unreached)
         left = round(endpoints * (endpoints.bit_length() + MISS)) - len(self.outcomes)
         return max(0, min(left, self.batch * endpoints))
+
+    def _unseen(self) -> set[Answer]:
+        """Promised answers that are missing yet; behind a balancer one endpoint may see a client in several ways."""
+        promised = self.row.promise.answers
+        ways = Counter(answer.endpoint for answer in promised)
+        endpoints = {arrival[0] for arrival in self.arrivals.values()}
+        answers = {self._answer(outcome) for outcome in self.outcomes}
+        return {
+            one for one in promised if (one not in answers if ways[one.endpoint] > 1 else one.endpoint not in endpoints)
+        }
 
     def seen(self) -> Seen:
         """The sum of it."""
@@ -339,7 +350,7 @@ class Prover:
             if silent:
                 self._send(silent, timeout)
         for number in range(ROUTER_TRIES):
-            waiting = [tally for tally in tallies if tally.is_silent and tally.row.promise.verdict is Verdict.NO_ROUTE]
+            waiting = [tally for tally in tallies if tally.is_silent and _is_routers(tally.row.promise)]
             if not waiting:
                 return
             self._progress("waiting for the router", number, ROUTER_TRIES)
@@ -362,7 +373,10 @@ class Prover:
                 tally.control_failed = outcome.result is Result.SILENT
 
     def _control_address(self, row: Row) -> str | None:
-        node = _rewriting_node(self._surroundings.view, row)
+        view = self._surroundings.view
+        node = _rewriting_node(view, row)
+        if node is None and balancer_of(view, row.frontend) is not None:
+            return first_of_family(view.router_addresses, row.frontend.family)
         return first_of_family(node.addresses, row.frontend.family) if node else None
 
     # -- second pass
@@ -386,6 +400,11 @@ class Prover:
         return self._readers[node]
 
 
+def _is_routers(promise: Promise) -> bool:
+    """Whether a router on the way says what becomes of the packet, once a second at least."""
+    return promise.verdict is Verdict.NO_ROUTE and not promise.is_unclaimed
+
+
 def _probe(row: Row) -> Probe:
     frontend = row.frontend
     return Probe(frontend.address, frontend.port, frontend.protocol, ttl=TTL)
@@ -401,6 +420,8 @@ def _watched(surroundings: Surroundings, rows: Sequence[Row]) -> list[str]:
         pod = pods.get(endpoint.rpartition(":")[0].strip("[]"))
         if pod is not None:
             needed.add(f"pod/{pod.namespace}/{pod.name}")
+    if any(balancer_of(surroundings.view, row.frontend) is not None for row in rows):
+        needed.add("router/router")
     others = [name for name in surroundings.namespaces if name.startswith("pod/") and name not in needed]
     return sorted(needed) + others[:MOST_STATIONS]
 
@@ -419,6 +440,8 @@ def _nodes_on_the_way(view: ClusterView, proof: Proof) -> list[str]:
         return []
     rewriting = _rewriting_node(view, row)
     names = [row.place.node, rewriting.name if rewriting else None]
+    if rewriting is None and balancer_of(view, row.frontend) is not None:
+        names += [node.name for node in view.nodes]
     for endpoint in (*(answer.endpoint for answer in proof.seen.answers), *proof.seen.lost):
         address = endpoint.rpartition(":")[0].strip("[]")
         pod = view.pod_by_address.get(address)

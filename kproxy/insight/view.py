@@ -13,7 +13,16 @@ from kproxy.api.types import view as typed
 from kproxy.client import Client
 from kproxy.cluster.status import LabStatus, ProxySettings
 from kproxy.cluster.topology import UPLINK, pod_port
-from kproxy.insight.oracle import ClientView, ClusterView, ExternalRoute, NodeView, PodView, ProxyView
+from kproxy.insight.oracle import (
+    BalancerKind,
+    BalancerView,
+    ClientView,
+    ClusterView,
+    ExternalRoute,
+    NodeView,
+    PodView,
+    ProxyView,
+)
 
 PUBLISHED = Path("/run/netns")
 
@@ -65,6 +74,15 @@ def cluster_view(status: LabStatus, services: tuple[Service, ...], slices: tuple
         ),
         clients=tuple(ClientView(client.name, client.addresses, client.routes) for client in status.clients),
         external_routes=tuple(ExternalRoute(route.to, route.via) for route in status.external_routes),
+        balancers=tuple(
+            BalancerView(
+                *(one.service, BalancerKind(one.kind), one.addresses),
+                serves_cluster=one.ip_mode == "Proxy",
+                announcers=one.announcers,
+            )
+            for one in status.load_balancers.services
+        ),
+        router_addresses=status.router.addresses,
     )
 
 
@@ -86,6 +104,7 @@ def namespaces(status: LabStatus) -> dict[str, Path]:
     """The network namespace of every client place."""
     found = {f"node/{node.name}": PUBLISHED / node.namespace for node in status.nodes}
     found |= {f"client/{client.name}": PUBLISHED / client.namespace for client in status.clients}
+    found["router/router"] = PUBLISHED / status.router.namespace
     found |= {
         f"pod/{pod.namespace_}/{pod.name}": PUBLISHED / pod.namespace
         for pod in status.pods

@@ -7,7 +7,7 @@ connections end. It outlives who started it and is found again by its record.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from kproxy.cluster.layout import Layout
@@ -52,17 +52,24 @@ def configuration(balances: Iterable[Balance], socket: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _listener(one: Balance, address: str, port: ClaimPort) -> Iterator[str]:
+def _listener(one: Balance, address: str, port: ClaimPort) -> list[str]:
+    """Nothing at all when no node serves: then nobody listens, and the client is refused."""
     version = version_of(address)
-    bound = f"[{address}]" if version == 6 else address
-    yield f"listen {'/'.join(one.claim.key)}:{port.port}:ipv{version}".replace("/", ":")
-    yield f"    bind {bound}:{port.port}"
-    yield f"    balance {'source' if one.claim.is_sticky else 'roundrobin'}"
-    options = PROXY_PROTOCOLS.get(one.claim.proxy_protocol, "")
+    servers = []
     for member in one.members:
         if node := member.address(version):
             place = f"[{node}]" if version == 6 else node
-            yield f"    server {member.name} {place}:{port.node_port} {options}".rstrip()
+            words = f"server {member.name} {place}:{port.node_port} {PROXY_PROTOCOLS.get(one.claim.proxy_protocol, '')}"
+            servers.append(f"    {words.rstrip()}")
+    if not servers:
+        return []
+    bound = f"[{address}]" if version == 6 else address
+    return [
+        f"listen {':'.join(one.claim.key)}:{port.port}:ipv{version}",
+        f"    bind {bound}:{port.port}",
+        f"    balance {'source' if one.claim.is_sticky else 'roundrobin'}",
+        *servers,
+    ]
 
 
 class HAProxy:

@@ -29,7 +29,7 @@ from kproxy.cluster.documents import three_way_merge
 from kproxy.cluster.identity import WITH_STATUS, begin, carry_on, key_of, now
 from kproxy.cluster.store import Transaction
 
-INITIAL_NAMESPACES = ("default", "kube-system", "kube-public")
+INITIAL_NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 
 _ALLOCATED = ("spec.clusterIP", "spec.ipFamil", "spec.healthCheckNodePort")
 

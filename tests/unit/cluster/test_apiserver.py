@@ -79,7 +79,7 @@ def test_the_socket_is_its_owners_alone(api: Api) -> None:
 
 def test_a_cluster_begins_with_its_namespaces_and_service_cidr(client: Client) -> None:
     names = [item["metadata"]["name"] for item in client.list(NAMESPACE).items]
-    assert names == ["default", "kube-public", "kube-system"]
+    assert names == ["default", "kube-node-lease", "kube-public", "kube-system"]
     assert client.get(SERVICE_CIDR, "kubernetes")["spec"]["cidrs"] == ["10.96.0.0/12"]
 
 

@@ -24,6 +24,7 @@ from kproxy.proxy.changes import Batch, Tracker
 from kproxy.proxy.collector import Collector
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.conntrack import ConntrackReconciler
+from kproxy.proxy.events import Tell, no_health_check, starting
 from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health, programmed
 from kproxy.proxy.metrics import HEALTHZ, LIVEZ, Metrics
@@ -97,11 +98,12 @@ def _run(config: ProxyConfig, name: str, source: Source, inbox: Inbox, collector
         return status_of(early)
     reports = make_reports(config)
     sysctls.set_up_conntrack(config)
-    proxiers = make_proxiers(config, name, node, reports)
+    proxiers = make_proxiers(config, name, node, reports, source.tell)
     if config.init_only:
         return 0
     sysctls.set_oom_score(config.oom_score_adj)
     _serve(config, reports)
+    source.tell(starting(name))
     agent = Agent(config, name, proxiers, reports, local_addresses)
     return loop(agent, inbox, early, collector)
 
@@ -265,7 +267,7 @@ def make_reports(config: ProxyConfig) -> Reports:
     return Reports(Progress(), health, metrics)
 
 
-def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Reports) -> list[Proxier]:
+def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Reports, tell: Tell) -> list[Proxier]:
     """A proxier for each family that the host supports.
 
     Raises:
@@ -297,7 +299,11 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Repo
                 backend=backend,
                 runner=Runner(config.iptables_min_sync_period, config.iptables_sync_period),
                 conntrack=ConntrackReconciler(family, node_ports_at, backend.earlier_udp_frontends),
-                health_checks=ServiceHealthServers(_health_addresses(config, node, family), reports.health.is_healthy),
+                health_checks=ServiceHealthServers(
+                    _health_addresses(config, node, family),
+                    reports.health.is_healthy,
+                    lambda service, port, error: tell(no_health_check(service, name, port, error)),
+                ),
             )
         )
     return proxiers

@@ -14,6 +14,7 @@ import msgspec
 
 from kproxy.api.types import EndpointSlice, Node, Object, Service, ServiceCIDR, view
 from kproxy.proxy.changes import Batch, ObjectKey, Tracked
+from kproxy.proxy.events import Event
 
 Deliver = Callable[[Batch], None]
 
@@ -34,6 +35,9 @@ class Source(Protocol):
 
     def start(self, deliver: Deliver, stop: threading.Event) -> None:
         """Begin to deliver, from threads that end soon after ``stop`` is set."""
+
+    def tell(self, event: Event) -> None:
+        """Let people see an event where they see the objects, if there is such a place; returns at once."""
 
 
 def key_of(obj: Object) -> ObjectKey:

@@ -18,8 +18,10 @@ from kproxy.client import Client, RawEvent, RawSnapshot
 from kproxy.errors import NotFound
 from kproxy.proxy.changes import Batch, Change, ObjectKey, Tracked
 from kproxy.proxy.endpoints import HEADLESS_LABEL
+from kproxy.proxy.events import Event
 from kproxy.proxy.services import SERVICE_PROXY_NAME_LABEL
 from kproxy.proxy.sources import TYPES, Deliver, key_of, typed
+from kproxy.proxy.sources.api_events import EventWriter
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class ApiSource:
     def __init__(self, client: Client, node_name: str) -> None:
         self._client = client
         self._node_name = node_name
+        self._events = EventWriter(client, node_name)
 
     def start(self, deliver: Deliver, stop: threading.Event) -> None:
         """Start the watches (selectors: kube-proxy, server.go, Run)."""
@@ -48,6 +51,10 @@ class ApiSource:
         ):
             arguments = (kind, labels, fields, deliver, stop)
             threading.Thread(target=self._follow, args=arguments, name=f"watch-{kind.plural}", daemon=True).start()
+
+    def tell(self, event: Event) -> None:
+        """Have an event written to the API soon."""
+        self._events.tell(event)
 
     def _follow(self, kind: Kind, labels: str, fields: str, deliver: Deliver, stop: threading.Event) -> None:
         known = Known(kind.name)

@@ -25,6 +25,7 @@ from kproxy.api.types import Object
 from kproxy.api.validation import prepare
 from kproxy.errors import Finding, UserError
 from kproxy.proxy.changes import Batch, Change, ObjectKey, Tracked
+from kproxy.proxy.events import Event
 from kproxy.proxy.sources import TYPES, Deliver, key_of, typed
 from kproxy.proxy.sources.inotify import DirectoryWatch
 from kproxy.proxy.sources.plain_json import Read, read_plain
@@ -195,6 +196,9 @@ class DirectorySource:
         watch = self._listen()  # before the first look, or what happens in between would go unheard
         deliver(self.look(is_first=True))
         threading.Thread(target=self._watch, args=(deliver, stop, watch), name="watch-directory", daemon=True).start()
+
+    def tell(self, event: Event) -> None:
+        """A directory has no place for events."""
 
     def _listen(self) -> DirectoryWatch | None:
         try:

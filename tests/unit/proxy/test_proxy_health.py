@@ -150,6 +150,24 @@ def test_port_that_is_taken_is_tried_again_at_the_next_sync() -> None:
     servers.sync({})
 
 
+def test_one_address_that_is_taken_is_told_once_and_only_it_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[ServiceName, int, str]] = []
+    servers = ServiceHealthServers(lambda: ["127.0.0.1", "127.0.0.2"], lambda: True, lambda *all_: told.append(all_))
+    with closing(socket.socket()) as other:
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        port = int(other.getsockname()[1])
+        for _ in range(3):
+            assert not servers.sync({EDGE: HealthCheck(port, 1)})
+            assert ask(port, "/")[0] == 200
+    assert told == [(EDGE, port, f"cannot listen on 127.0.0.2 port {port}: Address already in use")]
+    assert len(caplog.records) == 1
+
+    assert servers.sync({EDGE: HealthCheck(port, 1)})
+    with closing(socket.create_connection(("127.0.0.2", port), 5)):
+        servers.sync({})
+
+
 def test_address_that_is_taken_is_an_error_of_the_host() -> None:
     routes: Routes = {"": lambda _: Answer(200, "")}
     with served(routes) as port, pytest.raises(HostError, match="Address already in use"):

@@ -14,16 +14,17 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from kproxy.api.types import EndpointSlice, Node
+from kproxy.api.types import EndpointSlice, Node, ServiceCIDR
 from kproxy.errors import HostError, TransactionError
 from kproxy.proxy import metrics as names
 from kproxy.proxy.backends import Backend, Condition
 from kproxy.proxy.changes import Batch, Change, HealthCheck, Tracker
 from kproxy.proxy.config import ProxyConfig
-from kproxy.proxy.family import Family
+from kproxy.proxy.family import Family, canonical_cidr
 from kproxy.proxy.health import Health
 from kproxy.proxy.metrics import Metrics
 from kproxy.proxy.node import NodeFacts, facts
+from kproxy.proxy.plan import NodePortScope
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import MAX_INTERVAL, Runner
 from kproxy.proxy.services import ServiceName
@@ -82,6 +83,7 @@ class Proxier(msgspec.Struct, kw_only=True):
         runner: when it syncs.
         conntrack: who cleans up after it.
         health_checks: who answers load balancers.
+        node_ports: where node ports answer, as of the last sync that looked.
         needs_full_sync: the next sync has to write everything.
         last_full_sync: when that last happened.
         programmed: the resourceVersion that the kernel holds.
@@ -99,6 +101,7 @@ class Proxier(msgspec.Struct, kw_only=True):
     runner: Runner
     conntrack: Conntrack
     health_checks: HealthChecks
+    node_ports: NodePortScope = NodePortScope()
     needs_full_sync: bool = True
     last_full_sync: float = -math.inf
     programmed: int = 0
@@ -148,6 +151,7 @@ class Agent:
         self._progress, self._health, self._metrics = reports
         self._node = NodeFacts()
         self._reached: dict[str, int] = {}
+        self._service_cidrs: dict[str, tuple[str, ...]] = {}
         self._has_started = False
 
     # what comes in
@@ -164,8 +168,7 @@ class Agent:
     def _take(self, batch: Batch, now: float) -> None:
         self._reached.update(batch.reached)
         for change in batch.changes:
-            if change.key.kind == "Node" and change.key.name == self._node_name:
-                self._take_node(change.new if isinstance(change.new, Node) else None, now)
+            self._take_surroundings(change, now)
         for proxier in self._proxiers:
             proxier.tracker.take(batch.changes)
         self._count_changes(batch.changes)
@@ -181,6 +184,12 @@ class Agent:
             elif proxier.runner.is_settled:
                 proxier.programmed = self._resource_version
         self._report()
+
+    def _take_surroundings(self, change: Change, now: float) -> None:
+        if change.key.kind == "Node" and change.key.name == self._node_name:
+            self._take_node(change.new if isinstance(change.new, Node) else None, now)
+        elif change.key.kind == "ServiceCIDR" and self._config.is_nftables:
+            self._take_service_cidr(change.key.name, change.new if isinstance(change.new, ServiceCIDR) else None, now)
 
     def _count_changes(self, changes: Iterable[Change]) -> None:
         """Every proxier sees every Service; a slice is for the one proxier of its family."""
@@ -217,6 +226,14 @@ class Agent:
             pod_cidrs=self._node.pod_cidrs or known.pod_cidrs,
             is_eligible=known.is_eligible,
         )
+
+    def _take_service_cidr(self, name: str, found: ServiceCIDR | None, now: float) -> None:
+        """Unlike kube-proxy's, they take effect at once, not within the hour."""
+        self._service_cidrs.pop(name, None)
+        if found is not None:
+            self._service_cidrs[name] = found.spec.cidrs
+        for proxier in self._proxiers:
+            self._trigger(proxier, now)
 
     def _trigger(self, proxier: Proxier, now: float) -> None:
         if self._has_started:
@@ -265,9 +282,18 @@ class Agent:
 
     def _write(self, proxier: Proxier, *, is_full: bool) -> None:
         around = circumstances(self._config, self._node_name, self._node, proxier.family)
-        addresses = self._local_addresses() if self._config.nodeport_addresses else ()
-        scope = node_port_scope(self._config, self._node, proxier.family, addresses)
-        proxier.backend.apply(proxier.tracker.delta(around, scope, is_full=is_full))
+        if is_full or not self._config.is_nftables:  # kube-proxy looks for addresses at each sync in one mode only
+            has_scope = self._config.nodeport_addresses or self._config.is_nftables
+            addresses = self._local_addresses() if has_scope else ()
+            proxier.node_ports = node_port_scope(self._config, self._node, proxier.family, addresses)
+        delta = proxier.tracker.delta(around, proxier.node_ports, is_full=is_full)
+        if self._config.is_nftables:
+            delta = msgspec.structs.replace(delta, service_cidrs=self._service_cidrs_of(proxier.family))
+        proxier.backend.apply(delta)
+
+    def _service_cidrs_of(self, family: Family) -> tuple[str, ...]:
+        known = (canonical_cidr(cidr) for cidrs in self._service_cidrs.values() for cidr in cidrs)
+        return tuple(sorted({cidr for cidr in known if cidr and family.has(cidr)}))
 
     def _has_succeeded(self, proxier: Proxier, clock: Callable[[], float], *, is_full: bool) -> None:
         """The order is kube-proxy's: metrics, health, health check ports, endpoint counts, conntrack."""
@@ -279,7 +305,7 @@ class Agent:
         proxier.needs_full_sync = False
         if is_full:
             proxier.last_full_sync = now
-        proxier.canary_due = min(proxier.canary_due, now + self._config.iptables_sync_period)
+        proxier.canary_due = min(proxier.canary_due, now + self._config.sync_period)
         proxier.programmed = self._resource_version
         self._metrics.programmed(family, proxier.tracker.pop_triggers())
         self._metrics.set_to_now(names.LAST_SYNC, family)
@@ -307,7 +333,7 @@ class Agent:
         fault = f"{error.reason}: {error.text}" if isinstance(error, TransactionError) else str(error)
         level = logging.DEBUG if fault == proxier.last_fault else logging.ERROR
         proxier.last_fault = fault
-        retry = self._config.iptables_sync_period
+        retry = self._config.sync_period
         _LOG.log(level, "%s: sync failed; everything is written again within %g s: %s", family, retry, error)
 
     def _reconcile_flows(
@@ -337,7 +363,7 @@ class Agent:
 
     def _look_at_canary(self, proxier: Proxier, clock: Callable[[], float]) -> None:
         now = clock()
-        proxier.canary_due = now + self._config.iptables_sync_period
+        proxier.canary_due = now + self._config.sync_period
         self._reconcile_flows(proxier, {}, clock)  # if that failed after a sync
         proxier.telling_due = now  # only here, for by now it has lasted: a change may come in pieces
         try:

@@ -8,7 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
-from kproxy.proxy.config import LOCAL_MODES, MODES, PRIMARY, VARIANTS, WRITERS, ProxyConfig, duration_text
+from kproxy.proxy.config import (
+    LOCAL_MODES,
+    MODES,
+    NFTABLES_WRITERS,
+    PRIMARY,
+    VARIANTS,
+    WRITERS,
+    ProxyConfig,
+    duration_text,
+)
 from kproxy.proxy.family import Family, canonical_address, canonical_cidr
 
 INTERFACE_NAME_LENGTH = 15
@@ -25,6 +34,7 @@ def validate(config: ProxyConfig) -> list[str]:
     """Everything that is wrong with the values, in kube-proxy's order; empty when they can work."""
     return [
         *_bit("KubeProxyIPTablesConfiguration.MasqueradeBit", config.iptables_masquerade_bit),
+        *_bit("KubeProxyNFTablesConfiguration.MasqueradeBit", config.nftables_masquerade_bit),
         *_linux(config),
         *_mode(config),
         *_count("ClientConnection.Burst", config.kube_api_burst),
@@ -76,18 +86,18 @@ def _mode(config: ProxyConfig) -> Iterator[str]:
     if config.proxy_mode not in MODES:
         supported = f"{', '.join(MODES)} or blank (blank means the best-available proxy [currently iptables])"
         yield _invalid("Mode.ProxyMode", config.proxy_mode, f"must be {supported}")
-    elif config.proxy_mode != "iptables":
-        yield _invalid("Mode.ProxyMode", config.proxy_mode, "kproxy has no such mode: iptables is what it has")
+    elif config.proxy_mode == "ipvs":
+        yield _invalid("Mode.ProxyMode", config.proxy_mode, "kproxy has no such mode: it has iptables and nftables")
 
 
 def _periods(config: ProxyConfig) -> Iterator[str]:
-    minimum = config.iptables_min_sync_period
+    minimum = config.min_sync_period
     if config.config_sync_period <= 0:
         yield _invalid("ConfigSyncPeriod", duration_text(config.config_sync_period), "must be greater than 0")
-    if config.iptables_sync_period <= 0:
-        yield _invalid("SyncPeriod", duration_text(config.iptables_sync_period), "must be greater than 0")
+    if config.sync_period <= 0:
+        yield _invalid("SyncPeriod", duration_text(config.sync_period), "must be greater than 0")
     yield from _period("MinSyncPeriod", minimum)
-    if minimum > config.iptables_sync_period:
+    if minimum > config.sync_period:
         why = f"must be greater than or equal to {_ROOT}.MinSyncPeriod"
         yield _invalid("SyncPeriod", duration_text(minimum), why)
 
@@ -188,3 +198,5 @@ def _own(config: ProxyConfig) -> Iterator[str]:
         yield _invalid("IPTables.Variant", config.iptables_variant, f"must be one of {', '.join(VARIANTS)}")
     if config.iptables_writer not in WRITERS:
         yield _invalid("IPTables.Writer", config.iptables_writer, f"must be one of {', '.join(WRITERS)}")
+    if config.nftables_writer not in NFTABLES_WRITERS:
+        yield _invalid("NFTables.Writer", config.nftables_writer, f"must be one of {', '.join(NFTABLES_WRITERS)}")

@@ -112,8 +112,15 @@ _BY_NAME: dict[str, Callable[[str], Any]] = {
     "healthz_bind_address": _address_port,
     "metrics_bind_address": _address_port,
 }
-_FILE_ONLY = ("kube_api_accept_content_types", "nftables_")
-"""Beginnings of the names of fields that kube-proxy has no flag for."""
+_FILE_ONLY = (
+    "kube_api_accept_content_types",
+    "nftables_masquerade_bit",
+    "nftables_sync_period",
+    "nftables_min_sync_period",
+)
+"""Fields that kube-proxy has no flag for."""
+
+_IPTABLES_PERIODS = ("iptables_sync_period", "iptables_min_sync_period")
 
 DEPRECATED_PORTS = {
     "healthz-port": ("healthz_bind_address", HEALTHZ_PORT),
@@ -125,7 +132,7 @@ DEPRECATED_PORTS = {
 def _flag_table() -> dict[str, Flag]:
     table = {}
     for field in msgspec.structs.fields(ProxyConfig):
-        if field.name.startswith(_FILE_ONLY):
+        if field.name in _FILE_ONLY:
             continue
         kind = type(field.default)
         parse = _BY_NAME.get(field.name, _BY_TYPE[kind])
@@ -158,9 +165,10 @@ _KEPT_BESIDE_FILE = frozenset(
         "master",
         "iptables_variant",
         "iptables_writer",
+        "nftables_writer",
     ]
 )
-"""Fields whose flags count although --config is given (the last four kube-proxy's file has no field for)."""
+"""Fields whose flags count although --config is given (the last five kube-proxy's file has no field for)."""
 
 
 def parse_arguments(argv: Sequence[str]) -> ProxyConfig:
@@ -196,6 +204,8 @@ def configuration(values: Mapping[str, Any]) -> ProxyConfig:
 def _from_flags(values: Mapping[str, Any]) -> ProxyConfig:
     """Addresses without a port get one; port 0 turns a server off (kube-proxy: options.go, Complete)."""
     config = ProxyConfig(**{name: value for name, value in values.items() if name not in DEPRECATED_PORTS})
+    if config.is_nftables:
+        config = _with_periods_of_iptables(config, values)
     if config.write_config_to:
         return config
     addresses = {}
@@ -203,6 +213,12 @@ def _from_flags(values: Mapping[str, Any]) -> ProxyConfig:
         port = values.get(flag, default)
         addresses[field] = with_port(getattr(config, field), port) if port else ""
     return msgspec.structs.replace(config, **addresses)
+
+
+def _with_periods_of_iptables(config: ProxyConfig, values: Mapping[str, Any]) -> ProxyConfig:
+    """Mode nftables has no such flags of its own, and obeys these (kube-proxy: options.go, processV1Alpha1Flags)."""
+    periods = {name.replace("iptables", "nftables"): values[name] for name in _IPTABLES_PERIODS if name in values}
+    return msgspec.structs.replace(config, **periods)
 
 
 def ignored(values: Mapping[str, Any], words: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from kproxy.errors import HostError
 
@@ -34,8 +35,27 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _ERROR_CODE = struct.Struct("=i")
 _BUFFER = 1 << 20
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
+_SO_SNDBUFFORCE = 32
+_NLM_F_ACK_TLVS = 0x200
+_NLMSGERR_OFFSET = 2
+_BATCH_GENERATION = 1
 _BATCH = 64
 """Requests in one message; their answers have to fit the receive buffer."""
+
+
+class Refusal(NamedTuple):
+    """Why the kernel refused a batch.
+
+    Attributes:
+        code: errno.
+        position: which request, from 0; -1 when the batch as a whole is meant.
+        offset: where in the request's body the attribute begins that it complains of; -1 when it names none.
+    """
+
+    code: int
+    position: int
+    offset: int
 
 
 class DumpInterrupted(HostError):
@@ -77,7 +97,11 @@ class Netlink:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * _BUFFER)
+            # of what was refused the header is enough, and which attribute was wrong
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             self._socket.bind((0, 0))
+            self._room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
         except OSError as error:
             raise HostError(f"cannot open netlink protocol {protocol}: {os.strerror(error.errno or 0)}") from error
 
@@ -96,21 +120,73 @@ class Netlink:
         for _ in self._exchange(kind, flags | NLM_F_ACK, body):
             continue
 
-    def transaction(self, frame: bytes, kind: int, body: bytes) -> None:
-        """One request in a batch of its own, as nf_tables wants it.
-
-        Args:
-            frame: body of the messages that begin and end the batch.
-            kind: type of the request.
-            body: its body.
+    def ask(self, kind: int, body: bytes) -> Iterator[memoryview]:
+        """The body of the answer to one question about one object.
 
         Raises:
-            OSError: the kernel refused.
+            OSError: the kernel refused; errno is its reason.
         """
-        begin = self._message(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, frame)
-        request = self._message(kind, NLM_F_REQUEST | NLM_F_ACK, body)
-        self._socket.send(begin + request + self._message(_NFNL_MSG_BATCH_END, NLM_F_REQUEST, frame))
-        _raise_errno(_ERROR_CODE.unpack_from(self._socket.recv(_BUFFER), _HEADER.size)[0])
+        return self._exchange(kind, NLM_F_ACK, body)
+
+    def batch(
+        self, subsystem: int, requests: Sequence[tuple[int, int, bytes]], generation: int | None = None
+    ) -> Refusal | None:
+        """Requests that take effect together or not at all; returns why they were refused, None when they were not.
+
+        Args:
+            subsystem: NFNL_SUBSYS_*, of all of them.
+            requests: kind (within the subsystem), flags and body of each.
+            generation: refuse (ERESTART) if the rule set is no longer of this generation; None does not ask.
+
+        Raises:
+            OSError: EMSGSIZE when the batch is larger than the socket takes; or the socket failed.
+        """
+        frame = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(subsystem))
+        guard = b"" if generation is None else attribute(_BATCH_GENERATION, struct.pack("!I", generation))
+        parts = [self._message(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, frame + guard)]
+        first = self._sequence + 1
+        last = len(requests) - 1
+        for index, (kind, flags, body) in enumerate(requests):
+            # asked of the last one alone: it is carried out after all others
+            parts.append(self._message((subsystem << 8) | kind, flags | (NLM_F_ACK if index == last else 0), body))
+        parts.append(self._message(_NFNL_MSG_BATCH_END, NLM_F_REQUEST, frame))
+        message = b"".join(parts)
+        self._make_room(len(message))
+        self._socket.send(message)
+        return self._first_refusal(first)
+
+    def _make_room(self, size: int) -> None:
+        """The kernel counts what it needs itself as well, and gives twice what is asked for."""
+        if size <= self._room:
+            return
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+        except PermissionError:  # not root of the first user namespace
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        self._room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+
+    def _first_refusal(self, first: int) -> Refusal | None:
+        """The kernel has answered by the time that a batch is sent."""
+        found, is_done = None, False
+        while True:
+            try:
+                received = memoryview(self._socket.recv(_BUFFER, socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                break
+            offset = 0
+            while offset < len(received):
+                length, answer, flags, sequence, _ = _HEADER.unpack_from(received, offset)
+                payload = received[offset + _HEADER.size : offset + length]
+                offset += (length + 3) & ~3
+                if answer != _NLMSG_ERROR or sequence < first - 1:  # left over from what was not read to its end
+                    continue
+                is_done = True
+                code = -_ERROR_CODE.unpack_from(payload)[0]
+                if code and found is None:
+                    found = Refusal(code, sequence - first, _offset_of(payload) if flags & _NLM_F_ACK_TLVS else -1)
+        if not is_done:
+            raise OSError(errno.ENOBUFS, "the kernel's answer is lost")
+        return found
 
     def request_many(self, kind: int, flags: int, bodies: Sequence[bytes]) -> list[OSError]:
         """Many requests of one kind, several a message; returns why some of them were refused.
@@ -166,6 +242,12 @@ class Netlink:
 def _raise_errno(code: int) -> None:
     if code:
         raise OSError(-code, os.strerror(-code))
+
+
+def _offset_of(payload: memoryview) -> int:
+    """Where in the request's body the attribute begins that was refused; -1 when the answer does not say."""
+    told = attributes(payload[_ERROR_CODE.size + _HEADER.size :]).get(_NLMSGERR_OFFSET)
+    return struct.unpack("=I", told)[0] - _HEADER.size if told else -1
 
 
 _RTM_GETADDR = 22
@@ -241,12 +323,12 @@ def delete_nft_table(family: int, name: str) -> bool:
         HostError: it is there and cannot be deleted.
     """
     table = nfnetlink_body(family, attribute(_NFTA_TABLE_NAME, name.encode() + b"\0"))
-    batch = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(_NFNL_SUBSYS_NFTABLES))
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
             # asked first: a batch that fails makes the kernel wait for all its processors
             netlink.request((_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_GETTABLE, 0, table)
-            netlink.transaction(batch, (_NFNL_SUBSYS_NFTABLES << 8) | _NFT_MSG_DELTABLE, table)
+            refusal = netlink.batch(_NFNL_SUBSYS_NFTABLES, [(_NFT_MSG_DELTABLE, 0, table)])
+            _raise_errno(-refusal.code if refusal else 0)
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -16,9 +16,7 @@ from kproxy.api.types import Node
 from kproxy.errors import HostError, UserError
 from kproxy.proxy import sysctls
 from kproxy.proxy.agent import Agent, Command, Proxier, Reports
-from kproxy.proxy.backends.iptables.host import Tools, Variant, choose_variant, features, find_tools, has_ipv6, run_tool
-from kproxy.proxy.backends.iptables.python_iptables import backend_class
-from kproxy.proxy.backends.iptables.rules import COUNTERS
+from kproxy.proxy.backends.iptables.host import Variant, choose_variant, find_tools
 from kproxy.proxy.backends.iptables.writer import clean_up
 from kproxy.proxy.changes import Batch, Tracker
 from kproxy.proxy.collector import Collector
@@ -28,16 +26,15 @@ from kproxy.proxy.events import Tell, no_health_check, starting
 from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health, programmed
 from kproxy.proxy.metrics import HEALTHZ, LIVEZ, Metrics
-from kproxy.proxy.netlink import delete_nft_table, local_addresses, make_counters
+from kproxy.proxy.modes import delete_nftables, mode_of
+from kproxy.proxy.netlink import local_addresses
 from kproxy.proxy.node import NodeFacts, facts
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import Runner
 from kproxy.proxy.service_health import ServiceHealthServers
 from kproxy.proxy.serving import Routes, serve, split_bind_address
 from kproxy.proxy.setup import (
-    has_localhost_node_ports,
     health_check_addresses,
-    iptables_settings,
     is_loopback,
     node_ip,
     node_port_scope,
@@ -53,9 +50,6 @@ POD_CIDR_PATIENCE = 300.0
 """Seconds to wait for the Node's podCIDR in mode NodeCIDR."""
 
 CONFIG_POLL_SECONDS = 1.0
-
-NFTABLES_TABLE = "kube-proxy"
-"""The table of kube-proxy's nftables mode, in both families."""
 
 ENDINGS = {Command.STOP, Command.FAIL}
 
@@ -73,7 +67,6 @@ def run(config: ProxyConfig) -> int:
     """
     if config.cleanup:
         return clean(config)
-    take_other_modes_rules_away()
     name = node_name(config)
     inbox: Inbox = SimpleQueue()
     stop = threading.Event()
@@ -263,7 +256,7 @@ def make_reports(config: ProxyConfig) -> Reports:
     def count(path: str, status: int) -> None:
         metrics.add(answers[path], str(status))
 
-    health = Health(2 * config.iptables_sync_period, time.monotonic, on_answer=count)
+    health = Health(2 * config.sync_period, time.monotonic, on_answer=count)
     return Reports(Progress(), health, metrics)
 
 
@@ -273,31 +266,25 @@ def make_proxiers(config: ProxyConfig, name: str, node: NodeFacts, reports: Repo
     Raises:
         HostError: the node's own family is not supported.
     """
-    variant = choose_variant(config.iptables_variant)
-    make_backend = backend_class(config.iptables_writer, variant)
-    counters = make_counters(COUNTERS)
+    mode = mode_of(config)
     primary = Family.IPV6 if list(node.ips)[:1] == [Family.IPV6] else Family.IPV4
     proxiers = []
     for family in (primary, *(other for other in Family if other is not primary)):
         try:
-            tools = _usable_tools(variant, family, is_primary=family is primary)
+            backend = mode.backend(node, family, reports.metrics, is_primary=family is primary)
         except HostError:
             if family is primary:
                 raise
             _LOG.info("no %s: this host has no tables for it", family.value)
             continue
-        if has_localhost_node_ports(config, node, family):
-            sysctls.route_localnet()
-        settings = iptables_settings(config, node, family, features(tools, counters))
-        _LOG.info("%s: iptables-%s, node address %s", family.value, variant, node_ip(config, node, family))
-        backend = make_backend(tools, settings, partial(reports.metrics.rules, family.value))
+        _LOG.info("%s: %s, node address %s", family.value, mode.title, node_ip(config, node, family))
         node_ports_at = partial(node_port_addresses, config, node, family)
         proxiers.append(
             Proxier(
                 family=family,
                 tracker=Tracker(family, name),
                 backend=backend,
-                runner=Runner(config.iptables_min_sync_period, config.iptables_sync_period),
+                runner=Runner(config.min_sync_period, config.sync_period),
                 conntrack=ConntrackReconciler(family, node_ports_at, backend.earlier_udp_frontends),
                 health_checks=ServiceHealthServers(
                     _health_addresses(config, node, family),
@@ -316,20 +303,6 @@ def node_port_addresses(config: ProxyConfig, node: NodeFacts, family: Family) ->
     if scope.addresses is not None:
         return scope.addresses
     return tuple(address for address in addresses if scope.includes_loopback or not is_loopback(address))
-
-
-def _usable_tools(variant: Variant, family: Family, *, is_primary: bool) -> Tools:
-    """The tools of a family, if this network namespace has the family and the kernel its nat table.
-
-    Raises:
-        HostError: it has not.
-    """
-    if family is Family.IPV6 and not has_ipv6():
-        raise HostError("this network namespace has no IPv6")
-    tools = find_tools(variant, family)
-    if not is_primary:
-        run_tool((tools.save, "-t", "nat"))
-    return tools
 
 
 def _health_addresses(config: ProxyConfig, node: NodeFacts, family: Family) -> Callable[[], Iterable[str]]:
@@ -353,27 +326,21 @@ def _serve(config: ProxyConfig, reports: Reports) -> None:
     serve(address, port, status_pages(config, metrics), is_hard_fail=config.bind_address_hard_fail)
 
 
-def take_other_modes_rules_away() -> bool:
-    """Delete the tables that a kube-proxy in nftables mode left, which would go on working; False when that failed."""
-    try:
-        for number in (socket.AF_INET, socket.AF_INET6):
-            if delete_nft_table(number, NFTABLES_TABLE):
-                _LOG.info("deleted the nftables table %r of another proxy mode", NFTABLES_TABLE)
-    except HostError as error:
-        _LOG.error("%s", error)
-        return False
-    return True
-
-
 def clean(config: ProxyConfig) -> int:
-    """Take everything of a node proxy's off this host (--cleanup); returns the exit status."""
+    """Take everything of a node proxy's off this host (--cleanup), whatever its mode; returns the exit status."""
     both: tuple[Variant, ...] = ("legacy", "nft")
-    status = 0 if take_other_modes_rules_away() else 1
-    for variant in both if config.iptables_variant == "auto" else (choose_variant(config.iptables_variant),):
-        for family in Family:
-            try:
-                clean_up(find_tools(variant, family))
-            except HostError as error:
-                _LOG.error("%s", error)
-                status = 1
+    variants = both if config.iptables_variant == "auto" else (choose_variant(config.iptables_variant),)
+    steps: list[Callable[[], None]] = [partial(delete_nftables, family) for family in Family]
+    steps += [partial(_clean_tables, variant, family) for variant in variants for family in Family]
+    status = 0
+    for step in steps:
+        try:
+            step()
+        except HostError as error:
+            _LOG.error("%s", error)
+            status = 1
     return status
+
+
+def _clean_tables(variant: Variant, family: Family) -> None:
+    clean_up(find_tools(variant, family))

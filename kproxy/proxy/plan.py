@@ -88,6 +88,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
         affinity_seconds: how long a client stays with its endpoint after its last new connection; 0 means no affinity.
         health_check_node_port: port to accept for the health check server; 0 means none.
         known_endpoints: how many endpoints the port has in all, usable or not (decides about large clusters).
+        on_this_node: endpoints of either set that run on this node, sorted: they may connect to themselves.
     """
 
     name: ServicePortName
@@ -104,6 +105,7 @@ class PortPlan(msgspec.Struct, frozen=True, gc=False):
     affinity_seconds: int
     health_check_node_port: int
     known_endpoints: int
+    on_this_node: tuple[str, ...] = ()
 
     def endpoints(self, which: EndpointSet) -> tuple[str, ...]:
         """The endpoints of a set."""
@@ -150,12 +152,14 @@ class PlanDelta(msgspec.Struct, frozen=True):
         written: plans that are new or different.
         removed: ports that are no more; none of them is in ``written``.
         node_ports: the node port scope as of now.
+        service_cidrs: where cluster IPs are taken from, canonical, of the proxier's family; empty when not known.
         is_full: ``written`` is everything there is: whatever else the kernel holds of ours has to go.
     """
 
     written: Mapping[ServicePortName, PortPlan]
     removed: frozenset[ServicePortName] = frozenset()
     node_ports: NodePortScope = NodePortScope()
+    service_cidrs: tuple[str, ...] = ()
     is_full: bool = False
 
 
@@ -177,7 +181,13 @@ def plan_port(port: PortSpec, endpoints: Sequence[Endpoint], around: Circumstanc
         affinity_seconds=port.affinity_seconds,
         health_check_node_port=port.health_check_node_port,
         known_endpoints=len(endpoints),
+        on_this_node=_on_this_node(selection, endpoints),
     )
+
+
+def _on_this_node(selection: Selection, endpoints: Sequence[Endpoint]) -> tuple[str, ...]:
+    here = {endpoint.address for endpoint in endpoints if endpoint.is_local}
+    return tuple(sorted(here.intersection((*(selection.cluster or ()), *(selection.local or ()))))) if here else ()
 
 
 def _internal(port: PortSpec, selection: Selection, around: Circumstances) -> Traffic:

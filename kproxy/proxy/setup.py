@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from kproxy.proxy.backends.iptables.rules import Settings
+from kproxy.proxy.backends.nftables import layout as nftables
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.detection import detector
 from kproxy.proxy.endpoints import NodeIdentity
@@ -44,8 +45,8 @@ def node_ip(config: ProxyConfig, node: NodeFacts, family: Family) -> str:
 
 
 def has_localhost_node_ports(config: ProxyConfig, node: NodeFacts, family: Family) -> bool:
-    """Whether node ports answer on 127.0.0.1: never for IPv6, where the kernel cannot route it."""
-    if family is Family.IPV6 or not config.iptables_localhost_nodeports:
+    """Whether node ports answer on 127.0.0.1: never in mode nftables, nor in IPv6, where the kernel cannot route it."""
+    if family is Family.IPV6 or config.is_nftables or not config.iptables_localhost_nodeports:
         return False
     cidrs = config.node_port_cidrs(family, node_ip(config, node, family))
     return any(contains(cidr, LOOPBACK[family]) for cidr in cidrs)
@@ -61,6 +62,15 @@ def iptables_settings(config: ProxyConfig, node: NodeFacts, family: Family, host
         drops_invalid=not (host.is_liberal or config.conntrack_tcp_be_liberal),
         counters=host.counters,
         has_random_fully=host.has_random_fully,
+    )
+
+
+def nftables_settings(config: ProxyConfig, node: NodeFacts, family: Family) -> nftables.Settings:
+    """What the nftables table of this family depends on beside plans."""
+    return nftables.Settings(
+        family=family,
+        mark=1 << config.nftables_masquerade_bit,
+        detector=detector(config, family, node.pod_cidrs.get(family, "")),
     )
 
 

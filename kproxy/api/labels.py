@@ -17,15 +17,6 @@ from kproxy.errors import UserError
 LabelPredicate = Callable[[Mapping[str, str]], bool]
 ObjectPredicate = Callable[[Object], bool]
 
-FIELD_LABELS: Final = (
-    "metadata.name",
-    "metadata.namespace",
-    "spec.nodeName",
-    "spec.clusterIP",
-    "spec.type",
-    "status.phase",
-)
-
 
 def matches(selector: LabelSelector | Mapping[str, str] | None, labels: Mapping[str, str]) -> bool:
     """Whether labels fit a selector.
@@ -55,26 +46,26 @@ def parse_selector(text: str) -> LabelPredicate:
     return lambda labels: all(_holds(requirement, labels) for requirement in requirements)
 
 
-def parse_field_selector(text: str) -> ObjectPredicate:
+def parse_field_selector(text: str, selectable: Mapping[str, tuple[str, ...]]) -> ObjectPredicate:
     """The predicate of ``--field-selector``: terms ``field=value``, ``==`` or ``!=`` joined by commas, all must hold.
 
-    A field that an object does not have counts as empty. The fields are ``FIELD_LABELS``.
+    A field that an object does not have counts as empty, and as ``false`` where that is asked for.
+
+    Args:
+        text: the selector.
+        selectable: the fields that the kind can be selected by, and where objects have them.
 
     Raises:
         UserError: a term has no operator, or the field cannot be selected by.
     """
-    terms = [_parsed_term(part, text) for part in text.split(",") if part.strip()]
+    terms = [_parsed_term(part, text, selectable) for part in text.split(",") if part.strip()]
     return lambda obj: all((_field(obj, term.path) == term.value) is not term.is_negated for term in terms)
 
 
 def metadata_name(text: str) -> str:
     """The one name that a field selector can select, by ``metadata.name=NAME``; empty when it leaves that open."""
-    try:
-        terms = [_parsed_term(part, text) for part in text.split(",") if part.strip()]
-    except UserError:
-        return ""
-    named = (term.value for term in terms if term.path == ("metadata", "name") and not term.is_negated)
-    return next(named, "")
+    matches = map(_TERM.fullmatch, text.split(","))
+    return next((match[3] for match in matches if match and match[1] == "metadata.name" and match[2] != "!="), "")
 
 
 @dataclass(frozen=True)
@@ -84,21 +75,21 @@ class _Term:
     is_negated: bool
 
 
-def _parsed_term(part: str, text: str) -> _Term:
-    match = re.fullmatch(r"\s*([^=!\s]+)\s*(==|!=|=)\s*(\S*)\s*", part)
+def _parsed_term(part: str, text: str, selectable: Mapping[str, tuple[str, ...]]) -> _Term:
+    match = _TERM.fullmatch(part)
     if match is None:
         raise UserError(f"invalid field selector {quoted(text)}: can't understand {quoted(part)}")
     name, operator, value = match.groups()
-    if name not in FIELD_LABELS:
+    if name not in selectable:
         raise UserError(f"field label not supported: {name}")
-    return _Term(tuple(name.split(".")), value, operator == "!=")
+    return _Term(selectable[name], "" if value == "false" else value, operator == "!=")
 
 
 def _field(obj: Object, path: tuple[str, ...]) -> str:
     value: Any = obj
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
-    return "" if value is None else str(value)
+    return "" if value is None or value is False else "true" if value is True else str(value)
 
 
 def _equal(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
@@ -128,6 +119,7 @@ def _is_integer(value: str | None) -> bool:
     return value is not None and _INTEGER.fullmatch(value) is not None
 
 
+_TERM: Final = re.compile(r"\s*([^=!\s]+)\s*(==|!=|=)\s*(\S*)\s*")
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _KEY: Final = r"([A-Za-z0-9][-A-Za-z0-9_./]*)"
 _SET: Final = re.compile(rf"{_KEY}\s+(in|notin)\s*\(([^()]*)\)")

@@ -112,7 +112,7 @@ def after_update(  # noqa: PLR0913 - everything that an entry depends on, by nam
     if given == [{}]:
         return ()
     before = () if old is None else old["metadata"].get("managedFields") or ()
-    entries = given if given and _are_entries(given) else before
+    entries = given if given and given != before and _are_entries(given) else before
     changed, removed = field_sets.differences(old or {}, new, rules)
     if not changed and not removed:
         return tuple(entries)

@@ -75,9 +75,19 @@ def not_permitted(group: str, resource: str, name: str, reason: str) -> ApiError
     return _failure(ApiError, 403, "Forbidden", f"{subject}forbidden: {reason}", details)
 
 
-def expired(reason: str) -> Gone:
-    """410: that resourceVersion is not in the log."""
-    return _failure(Gone, 410, "Expired", reason)
+def expired(reason: str, token: str = "") -> Gone:
+    """410: that resourceVersion is not in the log; ``token`` goes on with a list, at another revision."""
+    error = _failure(Gone, 410, "Expired", reason)
+    if token:
+        error.status["metadata"] = {"continue": token}
+    return error
+
+
+def too_large_revision(wanted: int, newest: int) -> ApiError:
+    """504: that resourceVersion has not been yet."""
+    cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+    message = f"Too large resource version: {wanted}, current: {newest}"
+    return _failure(ApiError, 504, "Timeout", message, {"causes": [cause], "retryAfterSeconds": 1})
 
 
 def bad_request(reason: str) -> ApiError:

@@ -6,11 +6,12 @@ import asyncio
 
 from aiohttp import web
 
-from kproxy.cluster.apiserver import requests, responses
+from kproxy.cluster.apiserver import list_options, requests, responses
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.representations import negotiate
 from kproxy.cluster.apiserver.watching import watch
+from kproxy.cluster.paging import page_of
 
 
 async def get(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
@@ -22,13 +23,11 @@ async def get(backend: Backend, request: web.Request, target: Target) -> web.Str
 
 async def list_or_watch(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
     """A collection, or the changes to it."""
-    chosen = requests.selection(request, target)
     form = negotiate(request, target)
     if requests.is_true(request, "watch"):
-        return await watch(backend, request, target, chosen, form)
-    events, revision = backend.store.latest_of(target.kind, target.namespace or None)
-    listed = form.of_list((event for event in events if chosen(event.object)), {"resourceVersion": str(revision)})
-    return web.Response(body=listed, content_type=form.content_type)
+        return await watch(backend, request, target, list_options.watching(request, target), form)
+    page = page_of(backend.store, list_options.listing(request, target))
+    return web.Response(body=form.of_list(page.events, page.metadata), content_type=form.content_type)
 
 
 async def show_lab(backend: Backend, _: web.Request) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from kproxy.api.event_forms import of_core
 from kproxy.api.labels import parse_field_selector, parse_selector
+from kproxy.api.selectable_fields import selectable
 from kproxy.api.types import Object
 from kproxy.api.yaml_text import TextError, read_yaml
 from kproxy.cluster import statuses
@@ -53,7 +54,8 @@ def selection(request: web.Request, target: Target) -> Selection:
     """The objects that the request's namespace and selectors choose."""
     query = request.query
     labels = parse_selector(query.get("labelSelector", ""))
-    return Selection(target.namespace, labels, parse_field_selector(query.get("fieldSelector", "")))
+    fields = parse_field_selector(query.get("fieldSelector", ""), selectable(target.kind))
+    return Selection(target.namespace, labels, fields)
 
 
 def number(request: web.Request, name: str) -> int:

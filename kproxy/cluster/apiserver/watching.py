@@ -1,72 +1,106 @@
-"""Watches: a place in the store's log that moves on, and what the client has been told of it."""
+"""Watches: a place in the store's log that moves on, and what the client has been told of it.
+
+Law: what waits for a client is bounded: a watch is a place in the log and at most one write under way. Who does not
+take that for ``PATIENCE`` seconds is hung up on; who falls behind the log is told 410 and lists again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
+from kproxy.api.types import Object
 from kproxy.cluster import statuses
-from kproxy.cluster.apiserver import requests
 from kproxy.cluster.apiserver.backend import Backend
+from kproxy.cluster.apiserver.list_options import WatchOptions
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.representations import Representation
 from kproxy.cluster.apiserver.requests import Selection
-from kproxy.cluster.store import Compacted, Event
+from kproxy.cluster.store import Compacted, Event, state
+from kproxy.errors import Gone
+
+PATIENCE: Final = 30.0
+"""Seconds that a client may let a write wait."""
+INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
+"""The annotation of the bookmark behind the objects that were there at the beginning."""
 
 _BOOKMARK_DELAY = 0.004  # seconds: one bookmark then tells of a burst of commits
+_PIECE: Final = 256 * 1024  # bytes of one write, so that 200 slow readers of a large list hold little of it
+
+
+class _HasStalled(Exception):
+    """The client does not read."""
 
 
 async def watch(
-    backend: Backend, request: web.Request, target: Target, chosen: Selection, form: Representation
+    backend: Backend, request: web.Request, target: Target, options: WatchOptions, form: Representation
 ) -> web.StreamResponse:
     """Sends changes as they happen until the client goes, its time is over or the log has gone on too far."""
-    position, first = _start(backend, request, target, chosen)
-    seconds = requests.number(request, "timeoutSeconds")
+    if options.version and int(options.version) > backend.store.revision and options.sends_initial:
+        raise statuses.too_large_revision(int(options.version), backend.store.revision)
     response = web.StreamResponse(headers={"Content-Type": form.content_type})
     response.enable_chunked_encoding()
     await response.prepare(request)
-    stream = _Stream(backend, target, chosen, form, position)
+    stream = _Stream(backend, target, options, form, response)
     try:
-        async with asyncio.timeout(seconds or None):
-            await response.write(b"".join(_line("ADDED", form.of_change(event)) for event in first))
-            await stream.send_to(response, wants_bookmarks=requests.is_true(request, "allowWatchBookmarks"))
-    except TimeoutError:
-        pass
-    await response.write_eof()
-    return response
-
-
-def _start(backend: Backend, request: web.Request, target: Target, chosen: Selection) -> tuple[int, list[Event]]:
-    """Where the watch begins, and what it sends before: without a resourceVersion, all objects there are."""
-    position = requests.number(request, "resourceVersion")
-    if position:
         try:
-            backend.store.events_after(position)
-        except Compacted as error:
-            raise statuses.expired(str(error)) from error
-        return position, []
-    events, revision = backend.store.latest_of(target.kind, target.namespace or None)
-    return revision, [event for event in events if chosen(event.object)]
+            async with asyncio.timeout(options.seconds or None):
+                await stream.run()
+        except TimeoutError:
+            pass
+        async with asyncio.timeout(PATIENCE):
+            await response.write_eof()
+    except (_HasStalled, TimeoutError):
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 class _Stream:
     """One watch."""
 
     def __init__(
-        self, backend: Backend, target: Target, chosen: Selection, form: Representation, position: int
+        self,
+        backend: Backend,
+        target: Target,
+        options: WatchOptions,
+        form: Representation,
+        response: web.StreamResponse,
     ) -> None:
         self._backend = backend
-        self._kind = target.kind
-        self._chosen = chosen
+        self._target = target
+        self._options = options
         self._form = form
-        self._position = position
-        self._told = position
+        self._response = response
+        self._position = 0
+        self._told = 0
 
-    async def send_to(self, response: web.StreamResponse, *, wants_bookmarks: bool) -> None:
-        """Sends events as they happen, until the server stops or the log has gone on too far.
+    async def run(self) -> None:
+        """Sends what there is and events as they happen, until the server stops or the log has gone on too far."""
+        try:
+            await self._begin()
+            await self._go_on()
+        except Compacted as error:
+            await self._fail(statuses.expired(str(error)))
+
+    async def _begin(self) -> None:
+        options = self._options
+        if not options.begins_with_all:
+            self._position = self._told = int(options.version or 0) or self._backend.store.revision
+            return
+        events, revision = self._backend.store.latest_of(self._target.kind, self._target.namespace or None)
+        self._position = self._told = revision
+        chosen = options.chosen
+        await self._send(_line("ADDED", self._form.of_change(event)) for event in events if chosen(event.object))
+        if options.sends_initial and options.wants_bookmarks:
+            await self._send([self._bookmark({INITIAL_EVENTS_END: "true"})])
+
+    async def _go_on(self) -> None:
+        """Sends events as they happen.
 
         A client that takes bookmarks has been told of the newest revision, by an event or by a bookmark, a few
         milliseconds after every commit.
@@ -74,42 +108,72 @@ class _Stream:
         is_bookmark_due = False
         while not self._backend.is_stopping:
             changed = self._backend.changed
-            try:
-                lines = list(self._next_lines())
-            except Compacted as error:
-                await response.write(_line("ERROR", msgspec.json.encode(statuses.expired(str(error)).status)))
-                return
+            await self._send(self._next_lines())
             if is_bookmark_due and self._told < self._position:
-                lines.append(self._bookmark())
-            if lines:
-                await response.write(b"".join(lines))
-            is_bookmark_due = wants_bookmarks and self._told < self._position
+                await self._send([self._bookmark()])
+            is_bookmark_due = self._options.wants_bookmarks and self._told < self._position
             if is_bookmark_due:
                 await asyncio.sleep(_BOOKMARK_DELAY)
             else:
                 await asyncio.shield(changed)
 
+    async def _fail(self, error: Gone) -> None:
+        await self._send([_line("ERROR", msgspec.json.encode(error.status))])
+
+    async def _send(self, lines: Iterable[bytes]) -> None:
+        """Writes the lines, some at a time.
+
+        Raises:
+            _HasStalled: the client does not take them.
+        """
+        piece: list[bytes] = []
+        size = 0
+        for line in lines:
+            piece.append(line)
+            size += len(line)
+            if size >= _PIECE:
+                await self._write(b"".join(piece))
+                piece, size = [], 0
+        if piece:
+            await self._write(b"".join(piece))
+
+    async def _write(self, data: bytes) -> None:
+        patience = asyncio.timeout(PATIENCE)
+        try:
+            async with patience:
+                await self._response.write(data)
+        except TimeoutError as error:
+            if patience.expired():
+                raise _HasStalled from error
+            raise
+
     def _next_lines(self) -> Iterator[bytes]:
         for event in self._backend.store.events_after(self._position):
             self._position = event.revision
-            if event.kind is not self._kind:
+            if event.kind is not self._target.kind:
                 continue
-            event_type = _type_of(event, self._chosen)
-            if event_type:
+            told = _as_chosen(event, self._options.chosen)
+            if told is not None:
                 self._told = event.revision
-                yield _line(event_type, self._form.of_change(event))
+                yield _line(told[0], self._form.of_change(told[1]))
 
-    def _bookmark(self) -> bytes:
+    def _bookmark(self, annotations: Object | None = None) -> bytes:
         self._told = self._position
-        return _line("BOOKMARK", self._form.of_bookmark({"resourceVersion": str(self._position)}))
+        metadata: Object = {"resourceVersion": str(self._position)}
+        if annotations:
+            metadata["annotations"] = annotations
+        return _line("BOOKMARK", self._form.of_bookmark(metadata))
 
 
-def _type_of(event: Event, chosen: Selection) -> str:
-    """What the event is to a watch of that selection; an object that leaves it counts as deleted; "" is nothing."""
+def _as_chosen(event: Event, chosen: Selection) -> tuple[str, Event] | None:
+    """What the event is to a watch of that selection; an object that leaves it is deleted, in its last state there."""
     was, is_now = chosen(event.previous), event.type != "DELETED" and chosen(event.object)
+    if was and not is_now and event.type != "DELETED" and event.previous is not None:
+        metadata = {**event.previous["metadata"], "resourceVersion": str(event.revision)}
+        return "DELETED", state(event.kind, {**event.previous, "metadata": metadata})
     if not was and not is_now:
-        return ""
-    return "MODIFIED" if was and is_now else "ADDED" if is_now else "DELETED"
+        return None
+    return "MODIFIED" if was and is_now else "ADDED" if is_now else "DELETED", event
 
 
 def _line(event_type: str, body: bytes) -> bytes:

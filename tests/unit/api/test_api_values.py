@@ -18,8 +18,10 @@ from kproxy.api.field_errors import (
     too_long,
     too_many,
 )
+from kproxy.api.kinds import EVENT, NODE, POD, SERVICE, Kind
 from kproxy.api.labels import matches, parse_field_selector, parse_selector
 from kproxy.api.merge_patch import difference, merge_patch
+from kproxy.api.selectable_fields import selectable
 from kproxy.api.types import LabelSelector, LabelSelectorRequirement, Object
 from kproxy.errors import UserError
 
@@ -328,7 +330,23 @@ def test_selectors_of_objects(selector: Any, fits: bool) -> None:
 )
 def test_field_selectors(text: str, fits: bool) -> None:
     obj = {"metadata": {"name": "web", "namespace": "default"}, "spec": {"clusterIP": "10.0.0.1"}}
-    assert parse_field_selector(text)(obj) is fits
+    assert parse_field_selector(text, {**selectable(SERVICE), **selectable(POD)})(obj) is fits
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "fits"),
+    [
+        (NODE, "spec.unschedulable=true", True),
+        (NODE, "spec.unschedulable=false", False),
+        (POD, "spec.hostNetwork=false", True),
+        (EVENT, "involvedObject.kind=Pod,reason!=Killing", True),
+        (EVENT, "regarding.kind=Pod,source=kubelet", True),
+    ],
+)
+def test_every_kind_has_its_own_fields(kind: Kind, text: str, fits: bool) -> None:
+    about = {"reason": "Started", "involvedObject": {"kind": "Pod"}, "source": {"component": "kubelet"}}
+    obj = {"metadata": {"name": "x"}, "spec": {"unschedulable": True}, **about}
+    assert parse_field_selector(text, selectable(kind))(obj) is fits
 
 
 @pytest.mark.parametrize(
@@ -341,7 +359,7 @@ def test_field_selectors(text: str, fits: bool) -> None:
 )
 def test_what_is_no_field_selector_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_field_selector(text)
+        parse_field_selector(text, selectable(POD))
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ class ControlPlane:
         from kproxy.client import Client
         from kproxy.cluster import doors
         from kproxy.cluster.apiserver import serve
+        from kproxy.cluster.pod_access import PodAccess
         from kproxy.cluster.store import Store
 
         began = time.monotonic()
@@ -217,7 +218,14 @@ class ControlPlane:
         self._report.timing("certificates", time.monotonic() - began)
         began = time.monotonic()
         store = Store(self._layout.database)
-        server = serve(store, self._layout.api_socket, cluster=self._settings(), lab_status=self.status, tokens=tokens)
+        server = serve(
+            store,
+            self._layout.api_socket,
+            cluster=self._settings(),
+            lab_status=self.status,
+            tokens=tokens,
+            pods=PodAccess(self._layout),
+        )
         self._server = server
         self._server_is_up.set()
         client = Client(self._layout.api_url)
@@ -409,6 +417,8 @@ def node_object(node: NodeConfig) -> Object:
 
 def node_status(node: NodeConfig) -> Object:
     """The Node's status: its addresses, and that it is ready."""
+    from kproxy.api.kinds import KUBERNETES_VERSION
+
     addresses = [{"type": "InternalIP", "address": address} for address in node.addresses]
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "the lab's node agent serves it"}
     return {
@@ -416,7 +426,11 @@ def node_status(node: NodeConfig) -> Object:
         "conditions": [ready],
         # Nodes share the machine and are alike: equal parts of it, which is what topology-mode goes by.
         "allocatable": {"cpu": "1"},
-        "nodeInfo": {"operatingSystem": "linux", "kernelVersion": os.uname().release},
+        "nodeInfo": {
+            "operatingSystem": "linux",
+            "kernelVersion": os.uname().release,
+            "kubeletVersion": KUBERNETES_VERSION,
+        },
     }
 
 

@@ -106,6 +106,21 @@ class Registry:
 
         return self._transact(change, manner.dry_run)
 
+    def alter(
+        self, kind: Kind, key: tuple[str, str], alteration: Callable[[Object], Object], manner: Manner = PLAIN
+    ) -> Answer:
+        """Replaces an object by what ``alteration`` makes of it as it is then.
+
+        Raises:
+            NotFound, Conflict, Invalid, ApiError: it cannot be.
+        """
+
+        def change(transaction: Transaction) -> Answer:
+            old = self._writes.existing(transaction, kind, key)
+            return self._writes.update(transaction, kind, old, alteration(old), manner)
+
+        return self._transact(change, manner.dry_run)
+
     def delete_collection(
         self,
         kind: Kind,

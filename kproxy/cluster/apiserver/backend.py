@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from kproxy.cluster import statuses
+from kproxy.cluster.apiserver.pods import PodAccess
 from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Store
 
@@ -27,12 +29,16 @@ class Backend:
         store: where the objects are.
         registry: what becomes of writes.
         lab_status: what ``GET /apis/kproxy.dev/v1alpha1/lab`` answers, as msgspec encodes it; called in a thread.
+        pods: the way into pods; None when there is none.
     """
 
-    def __init__(self, store: Store, registry: Registry, lab_status: Callable[[], Any]) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, lab_status: Callable[[], Any], pods: PodAccess | None = None
+    ) -> None:
         self.store = store
         self.registry = registry
         self.lab_status = lab_status
+        self._pods = pods
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="api-writer")
         self._is_stopping = False
         self._changed: asyncio.Future[None]
@@ -55,6 +61,17 @@ class Backend:
         """Runs ``change`` in the thread that writes and returns what it returned."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._writer, functools.partial(change, *args, **options))
+
+    @property
+    def pods(self) -> PodAccess:
+        """The way into pods.
+
+        Raises:
+            ApiError: there is none.
+        """
+        if self._pods is None:
+            raise statuses.bad_request("this API server has no way into pods")
+        return self._pods
 
     @property
     def is_stopping(self) -> bool:

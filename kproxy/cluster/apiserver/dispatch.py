@@ -13,10 +13,11 @@ from kproxy.api.kinds import POD
 from kproxy.client import APPLIES_PATH, LAB_PATH
 from kproxy.cluster import statuses
 from kproxy.cluster.admission import ClusterSettings
-from kproxy.cluster.apiserver import discovery, reading, writing
+from kproxy.cluster.apiserver import commands, discovery, logs, reading, scaling, writing
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.guard import ACCESS_REVIEWS, REVIEWS, Guard
 from kproxy.cluster.apiserver.paths import Target, resolve
+from kproxy.cluster.apiserver.pods import PodAccess
 from kproxy.cluster.apiserver.requests import REQUEST_LIMIT, check_media_type
 from kproxy.cluster.apiserver.responses import failure
 from kproxy.cluster.registry import Registry
@@ -38,7 +39,13 @@ _VERBS: Mapping[tuple[str, bool, str], _Verb] = {
     ("PATCH", True, ""): writing.patch,
     ("PATCH", True, "status"): writing.patch,
     ("DELETE", True, ""): writing.delete,
+    ("GET", True, "scale"): scaling.get,
+    ("PUT", True, "scale"): scaling.update,
+    ("PATCH", True, "scale"): scaling.patch,
     ("POST", True, "binding"): writing.bind,
+    ("GET", True, "log"): logs.get,
+    ("GET", True, "exec"): commands.run,
+    ("POST", True, "exec"): commands.run,
 }
 _OWN_PATHS: Mapping[tuple[str, str], Callable[[Backend, web.Request], Awaitable[web.StreamResponse]]] = {
     ("POST", APPLIES_PATH): writing.apply,
@@ -50,7 +57,12 @@ _OWN_PATHS: Mapping[tuple[str, str], Callable[[Backend, web.Request], Awaitable[
 
 
 def make_app(
-    store: Store, *, cluster: ClusterSettings, lab_status: Callable[[], Any], tokens: Tokens | None = None
+    store: Store,
+    *,
+    cluster: ClusterSettings,
+    lab_status: Callable[[], Any],
+    tokens: Tokens | None = None,
+    pods: PodAccess | None = None,
 ) -> web.Application:
     """The API as an aiohttp application.
 
@@ -59,10 +71,11 @@ def make_app(
         cluster: its ranges and families.
         lab_status: what ``GET /apis/kproxy.dev/v1alpha1/lab`` answers, as msgspec encodes it; called in a thread.
         tokens: who may ask by other doors than the unix socket; None means nobody.
+        pods: the way into pods, for their logs and for commands in them; None when there is none.
     """
     registry = Registry(store, cluster)
     registry.bootstrap()
-    backend = Backend(store, registry, lab_status)
+    backend = Backend(store, registry, lab_status, pods)
     app = web.Application(client_max_size=REQUEST_LIMIT)
     app.on_startup.append(backend.start)
     app.on_shutdown.append(backend.stop)

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.apiserver.dispatch import make_app
+from kproxy.cluster.apiserver.pods import PodAccess
 from kproxy.cluster.store import Store
 from kproxy.cluster.tokens import Tokens
 from kproxy.errors import HostError
@@ -98,20 +99,21 @@ class Server:
         self._path.unlink(missing_ok=True)
 
 
-def serve(
+def serve(  # noqa: PLR0913 - what the API stands on, all by name
     store: Store,
     path: Path,
     *,
     cluster: ClusterSettings,
     lab_status: Callable[[], Any],
     tokens: Tokens | None = None,
+    pods: PodAccess | None = None,
 ) -> Server:
     """A running server of the API; ``stop`` ends it.
 
     Raises:
         HostError: the socket cannot be made.
     """
-    server = Server(make_app(store, cluster=cluster, lab_status=lab_status, tokens=tokens), path)
+    server = Server(make_app(store, cluster=cluster, lab_status=lab_status, tokens=tokens, pods=pods), path)
     server.start()
     return server
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from kproxy.api.event_forms import patch_of_core
 from kproxy.cluster import statuses
 from kproxy.cluster.apiserver import requests, responses
 from kproxy.cluster.apiserver.backend import Backend
@@ -57,6 +58,8 @@ async def patch(backend: Backend, request: web.Request, target: Target) -> web.S
     if media_type not in MEDIA_TYPES:
         raise statuses.unsupported_media_type(MEDIA_TYPES)
     change = await requests.value(request, is_yaml=media_type == APPLY_PATCH)
+    if target.seen_as is not None:
+        change = patch_of_core(change)
     how = manner(request, target)
     answer = await backend.write(backend.registry.patch, target.kind, target.key, change, media_type, how)
     return _answered(form, answer, 201 if answer.is_new else 200)

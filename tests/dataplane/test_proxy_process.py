@@ -109,6 +109,11 @@ def test_pages_of_a_running_proxy(host: Host) -> None:
         assert host.get("10249/healthz") == "ok"
         assert json.loads(host.get("10249/configz"))["kubeproxy.config.k8s.io"]["HostnameOverride"] == "A"
         assert host.status("10249/nowhere") == "404"
+        assert 'kubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 1' in host.get(
+            "10249/metrics/slis"
+        )
+        assert "Paths: /configz /flagz /healthz" in host.get("10249/statusz")
+        assert "hostname-override=A" in host.get("10249/flagz").splitlines()
         health = json.loads(host.get("10256/livez"))
         assert (health["healthy"], set(health["status"])) == (True, {"IPv4", "IPv6"})
         assert host.status("10256/livez") == "200"

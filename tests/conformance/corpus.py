@@ -1,11 +1,11 @@
-"""The packet-flow cases as values: what is there, what is sent, and what has to become of it with iptables rules."""
+"""The packet-flow cases as values: what is there, what is sent, and what has to become of it in each proxy mode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kproxy.api.types import Object
 
 HERE = Path(__file__).parent
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+IPTABLES, NFTABLES = "iptables", "nftables"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Case:
     interfaces: Mapping[str, tuple[str, ...]]
     config: Mapping[str, Any]
     steps: tuple[Step, ...]
+    mode: str = IPTABLES
 
     @property
     def flows(self) -> tuple[Flow, ...]:
@@ -120,17 +122,17 @@ def endpoint(address: str, port: int) -> str:
 
 
 @cache
-def cases() -> tuple[Case, ...]:
+def cases(mode: str = IPTABLES) -> tuple[Case, ...]:
     """All cases; flows that need SCTP are cases of their own, since not every kernel has it."""
-    return tuple(case for path in sorted((HERE / "cases").glob("*.yaml")) for case in _read(path))
+    return tuple(case for path in sorted((HERE / "cases").glob("*.yaml")) for case in _read(path, mode))
 
 
-def case(name: str) -> Case:
-    return next(found for found in cases() if found.name == name)
+def case(name: str, mode: str = IPTABLES) -> Case:
+    return next(found for found in cases(mode) if found.name == name)
 
 
-def _read(path: Path) -> Iterator[Case]:
-    data = yaml.load(path.read_bytes(), yaml.CSafeLoader)
+def _read(path: Path, mode: str) -> Iterator[Case]:
+    data = yaml.load(path.read_bytes(), yaml.CSafeLoader) | {"mode": mode}
     whole = Case(
         name=data["name"],
         node=data["node"]["name"],
@@ -138,6 +140,7 @@ def _read(path: Path) -> Iterator[Case]:
         interfaces={name: tuple(addresses) for name, addresses in data["node"]["interfaces"].items()},
         config=data["config"],
         steps=tuple(_step(step, data) for step in data["steps"]),
+        mode=mode,
     )
     yield whole.only("tcp", "udp")
     sctp = whole.only("sctp", name=f"{whole.name}-sctp")
@@ -148,7 +151,7 @@ def _read(path: Path) -> Iterator[Case]:
 def _step(data: Mapping[str, Any], case: Mapping[str, Any]) -> Step:
     return Step(
         name=data["name"],
-        objects=tuple(data["objects"]),
+        objects=(*data["objects"], *_service_cidrs(case["config"])),
         flows=tuple(_flow(flow, case) for flow in data["flows"] if "skip" not in flow),
         wait_seconds=data.get("waitSeconds", 0),
         restarts_proxy=data.get("restartProxy", False),
@@ -165,7 +168,7 @@ def _flow(data: Mapping[str, Any], case: Mapping[str, Any]) -> Flow:
         to=data["to"],
         address=data["destIP"],
         port=data["destPort"],
-        expect=_expectation(data, data.get("modes", case["modes"])),
+        expect=_expectation(data, case),
         requires=frozenset(data.get("requires", ())),
         source_port=data.get("sourcePort", 0),
         hold=data.get("hold", ""),
@@ -174,19 +177,52 @@ def _flow(data: Mapping[str, Any], case: Mapping[str, Any]) -> Flow:
     )
 
 
-def _expectation(data: Mapping[str, Any], modes: list[str]) -> Expectation:
-    """What is expected with iptables rules, also of flows that are only known from nftables.
+def _service_cidrs(config: Mapping[str, Any]) -> Iterator[Object]:
+    """What an API server makes of its range of cluster IPs."""
+    if cidrs := config.get("serviceCIDR"):
+        head = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}}
+        yield {**head, "spec": {"cidrs": cidrs.split(",")}}
 
-    The one difference: nftables drops what is sent to unallocated addresses of the service range, iptables lets it be.
+
+def _expectation(data: Mapping[str, Any], case: Mapping[str, Any]) -> Expectation:
+    """What is expected in the case's mode, also of flows that are only known from the other one.
+
+    nftables drops what is sent to unallocated addresses of the service range, and iptables lets it be. Node ports
+    answer on the loopback address, and where no address is named on all, in mode iptables alone; so are ports accepted
+    that a host firewall would drop.
     """
-    expect = data["expectByMode"]["iptables"] if "expectByMode" in data else data["expect"]
-    verdict = expect.get("verdict", "")
-    if "iptables" not in modes and data["to"] == "none" and verdict == "drop":
-        verdict = "passthrough"
+    mode, known = case["mode"], data.get("modes", case["modes"])
+    expect = data["expectByMode"][mode] if "expectByMode" in data else data["expect"]
+    if mode not in known and "expectByMode" not in data:
+        expect = _as_in_the_other(mode, expect, data, case)
     return Expectation(
-        verdict=verdict,
+        verdict=expect.get("verdict", ""),
         endpoints=frozenset(expect.get("endpoints", ())),
         masq=expect.get("masq", False),
         affinity=expect.get("affinity", ""),
         uniform=expect.get("uniform", 0),
     )
+
+
+def _as_in_the_other(
+    mode: str, expect: Mapping[str, Any], data: Mapping[str, Any], case: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    verdict = expect.get("verdict", "")
+    if mode == IPTABLES:
+        return {"verdict": "passthrough"} if data["to"] == "none" and verdict == "drop" else expect
+    if verdict == "accept":
+        return {"verdict": "drop"}
+    if data["to"] in ("nodeport", "localhost-nodeport") and not _answers_at(data["destIP"], case):
+        return {"verdict": "passthrough"}
+    return expect
+
+
+def _answers_at(address: str, case: Mapping[str, Any]) -> bool:
+    """Whether node ports answer at an address in mode nftables."""
+    if ip_address(address).is_loopback:
+        return False
+    cidrs = case["config"]["nodePortAddresses"]
+    if not cidrs:
+        return address == next(one for one in case["node"]["ips"] if version_of(one) == version_of(address))
+    same = [ip_network(cidr) for cidr in cidrs if ip_network(cidr).version == version_of(address)]
+    return not same or any(ip_address(address) in network for network in same)

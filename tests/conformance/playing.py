@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,11 +77,15 @@ class Record:
         return "\n".join([*lines, *(f"==== {step}\n{text}" for step, text in self.evidence.items())])
 
 
+NFTABLES_MODE = "nftables"
+"""Stands where a variant of iptables may, for the mode that needs none."""
+
+
 def play(case: Case, variant: str, *, has_proxy: bool = True, meddle: Meddle | None = None) -> Record:
     """Plays all steps.
 
     Args:
-        variant: legacy or nft.
+        variant: legacy or nft, of mode iptables; or `NFTABLES_MODE`.
         has_proxy: False: nobody writes rules.
         meddle: called in each step when the proxy has settled, before the flows are sent.
     """
@@ -178,7 +183,9 @@ class Stage:
         return {name: what for name, what in found.items() if what}
 
     def saved(self, version: int) -> str:
-        """What the variant's iptables-save says on the node."""
+        """What the variant's iptables-save, or nft, says on the node."""
+        if self.variant == NFTABLES_MODE:
+            return self.run("nft", "list", "table", {4: "ip", 6: "ip6"}[version], "kube-proxy")
         tool = {4: "iptables", 6: "ip6tables"}[version]
         return self.run(f"{tool}-{self.variant}-save")
 
@@ -199,9 +206,13 @@ class Stage:
         return str(done.stdout)
 
     def evidence(self) -> str:
+        save = (
+            (("nft", "list", "ruleset"),)
+            if self.variant == NFTABLES_MODE
+            else ((f"iptables-{self.variant}-save", "-c"), (f"ip6tables-{self.variant}-save", "-c"))
+        )
         commands = (
-            (f"iptables-{self.variant}-save", "-c"),
-            (f"ip6tables-{self.variant}-save", "-c"),
+            *save,
             ("conntrack", "-L"),
             ("conntrack", "-L", "-f", "ipv6"),
             ("ip", "-o", "address"),
@@ -225,7 +236,11 @@ class Stage:
 
     def _run_proxy(self, *flags: str) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "kproxy", "proxy", *proxy_flags(self.case), *flags]
-        argv += ["--manifests", str(self._folder / "manifests"), "--iptables-variant", self.variant]
+        argv += ["--manifests", str(self._folder / "manifests")]
+        if self.variant == NFTABLES_MODE:
+            argv += ["--proxy-mode", NFTABLES_MODE]
+        else:
+            argv += ["--iptables-variant", self.variant]
         with self._log.open("ab") as log:
             return run_in(self.node, subprocess.Popen, argv, env=self._environment(), cwd="/", stdout=log, stderr=log)
 
@@ -272,7 +287,8 @@ class Stage:
             if "input-default-drop" in flow.requires:
                 tool = {4: "iptables", 6: "ip6tables"}[version_of(flow.address)]
                 port = ("-p", flow.protocol, "--dport", str(flow.port))
-                self.run(f"{tool}-{self.variant}", "-A", "INPUT", *port, "-j", "DROP")
+                variant = "nft" if self.variant == NFTABLES_MODE else self.variant
+                self.run(f"{tool}-{variant}", "-A", "INPUT", *port, "-j", "DROP")
 
     @contextlib.contextmanager
     def _addresses_on_node(self, addresses: set[str]) -> Iterator[None]:
@@ -290,6 +306,12 @@ class Stage:
 
     def forget_affinity(self) -> None:
         """Empties the lists of recent clients, so that each client is sent anywhere again."""
+
+        if self.variant == NFTABLES_MODE:
+            for family in ("ip", "ip6"):
+                for name in re.findall(r"set (affinity-\S+) ", self.run("nft", "list", "sets", family)):
+                    self.run("nft", "flush", "set", family, "kube-proxy", name)
+            return
 
         def forget() -> None:
             for path in Path("/proc/thread-self/net/xt_recent").iterdir():

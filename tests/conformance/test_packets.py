@@ -7,8 +7,8 @@ import socket
 from functools import cache
 
 import pytest
-from corpus import HERE, Case, case, cases
-from playing import Record, play
+from corpus import HERE, IPTABLES, NFTABLES, Case, case, cases
+from playing import NFTABLES_MODE, Record, play
 from rule_text import difference, without_counters
 
 from kproxy.proxy.backends.iptables.host import look_at_host
@@ -23,11 +23,11 @@ RECORDED = [one.name for one in cases() if one.recorded_rules(one.steps[0], 4)]
 @cache
 def played(name: str, variant: str) -> Record:
     """A case is played once for all that is asked about it."""
-    return play(case(name), variant)
+    return play(case(name, NFTABLES if variant == NFTABLES_MODE else IPTABLES), variant)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, NFTABLES_MODE])
 def test_flows_end_where_kube_proxy_sends_them(name: str, variant: str) -> None:
     if needs_sctp(case(name)) and not has_sctp():
         pytest.skip("this kernel has no SCTP")

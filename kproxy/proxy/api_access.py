@@ -8,6 +8,7 @@ Rules: k8s.io/client-go, tools/clientcmd and rest/config.go; kube-proxy, server.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,14 +130,15 @@ def _read(path: Path) -> _Kubeconfig:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     try:
-        if text.startswith(b"{"):
-            return msgspec.json.decode(text, type=_Kubeconfig)
-        return msgspec.convert(_yaml(text), _Kubeconfig)
-    except (msgspec.MsgspecError, ValueError) as error:
+        return msgspec.convert(_parsed(text), _Kubeconfig)
+    except (msgspec.ValidationError, ValueError) as error:
         raise UserError(f"{path} is no kubeconfig: {error}") from error
 
 
-def _yaml(text: bytes) -> Any:
+def _parsed(text: bytes) -> Any:
+    if text.startswith(b"{"):
+        with contextlib.suppress(msgspec.DecodeError):  # it may be YAML all the same
+            return msgspec.json.decode(text)
     import yaml  # late: 7 ms that a file in JSON does without
 
     try:

@@ -244,7 +244,7 @@ def _difference(client: Client, applied: Applied) -> str:
 
 def _told(obj: Object) -> list[str]:
     """An object's YAML without what the server counts up by itself."""
-    counted = ("resourceVersion", "generation", "uid", "creationTimestamp")
+    counted = ("resourceVersion", "generation", "uid", "creationTimestamp", "managedFields")
     metadata = {key: value for key, value in obj["metadata"].items() if key not in counted}
     metadata["annotations"] = without_last_applied(metadata.get("annotations"))
     return [f"{line}\n" for line in render({**obj, "metadata": metadata}, "yaml").splitlines()]

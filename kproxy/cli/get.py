@@ -40,6 +40,7 @@ class Request:
     output: str
     no_headers: bool
     show_labels: bool
+    show_managed_fields: bool = False
 
 
 @click.command
@@ -52,6 +53,7 @@ class Request:
 @click.option("-A", "--all-namespaces", is_flag=True, help="Every namespace.")
 @click.option("-w", "--watch", is_flag=True, help="Go on printing changes until interrupted.")
 @click.option("--show-labels", is_flag=True, help="A column of labels.")
+@click.option("--show-managed-fields", is_flag=True, help="Who set which fields, with -o yaml and json.")
 @click.option("--no-headers", is_flag=True, help="Rows only.")
 @namespace_option
 @lab_option
@@ -156,7 +158,8 @@ def _print_objects(client: Client, targets: Sequence[Target], request: Request) 
         for kind, obj in found:
             click.echo(f"{resource(kind)}/{obj['metadata']['name']}")
         return
-    objects = [_complete(kind, obj) for kind, obj in found]
+    managers = request.show_managed_fields
+    objects = [_complete(kind, obj, show_managed_fields=managers) for kind, obj in found]
     if len(targets) == 1 and targets[0].name:
         click.echo(render(objects[0], request.output))
     else:
@@ -164,9 +167,11 @@ def _print_objects(client: Client, targets: Sequence[Target], request: Request) 
         click.echo(render(listing, request.output))
 
 
-def _complete(kind: Kind, obj: Object) -> Object:
-    """The object with apiVersion and kind, which items of a list may leave out."""
-    return {"apiVersion": kind.api_version, "kind": kind.name, **obj}
+def _complete(kind: Kind, obj: Object, *, show_managed_fields: bool = False) -> Object:
+    """The object with apiVersion and kind, which items of a list may leave out, and its managers only if asked for."""
+    hidden = () if show_managed_fields else ("managedFields",)
+    metadata = {key: value for key, value in obj["metadata"].items() if key not in hidden}
+    return {"apiVersion": kind.api_version, "kind": kind.name, **obj, "metadata": metadata}
 
 
 def render(obj: Object, output: str) -> str:
@@ -213,11 +218,12 @@ def _print_changes(kind: Kind, objects: Sequence[Object], request: Request, widt
         click.echo("\n".join(tables.layout(rows, widths)))
         return widths
     for obj in objects:
+        complete = _complete(kind, obj, show_managed_fields=request.show_managed_fields)
         match request.output:
             case "yaml":
-                click.echo("---\n" + render(_complete(kind, obj), "yaml"))
+                click.echo("---\n" + render(complete, "yaml"))
             case "json":
-                click.echo(json.dumps(_complete(kind, obj), ensure_ascii=False))
+                click.echo(json.dumps(complete, ensure_ascii=False))
             case _:
                 click.echo(f"{resource(kind)}/{obj['metadata']['name']}")
     return widths

@@ -153,8 +153,10 @@ def address_key(address: str, protocol: str, port: int) -> bytes:
 
 def packed_endpoint(endpoint: str) -> bytes:
     """Address and port of "ip:port" or "[ip]:port"."""
-    address, port = split_host_port(endpoint)
-    return packed_address(address) + _PORT.pack(port)
+    address, _, port = endpoint.rpartition(":")
+    if address[0] == "[":
+        return socket.inet_pton(socket.AF_INET6, address[1:-1]) + _PORT.pack(int(port))
+    return socket.inet_pton(socket.AF_INET, address) + _PORT.pack(int(port))
 
 
 def hairpin_key(endpoint: str, protocol: str) -> bytes:

@@ -20,6 +20,7 @@ Law: pure, and nothing is decided here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -195,19 +196,45 @@ def _where_node_ports_are(family: Family, scope: NodePortScope) -> tuple[Stateme
     return (statements.in_network(daddr, loopback, negated=True),)
 
 
-def encode(plan: PortPlan, owned: Iterable[Frontend], settings: Settings) -> Encoded:
-    """One service port in the table.
+class Layout:
+    """Puts service ports into the table of one family.
 
     Args:
-        plan: what becomes of its packets.
-        owned: its frontends, but for those that belong to another Service.
         settings: the proxier's.
     """
-    return _Encoder(plan, frozenset(owned), settings).encoded()
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: dict[tuple[str, tuple[Branch, ...]], Rules] = {}
+
+    def encode(self, plan: PortPlan, owned: Iterable[Frontend]) -> Encoded:
+        """One service port in the table.
+
+        Args:
+            plan: what becomes of its packets.
+            owned: its frontends, but for those that belong to another Service.
+        """
+        return _Encoder(plan, frozenset(owned), self._settings, self._known).encoded()
 
 
 class _Encoder:
-    def __init__(self, plan: PortPlan, owned: frozenset[Frontend], settings: Settings) -> None:
+    """One service port's part of the table.
+
+    Args:
+        plan: its plan.
+        owned: its frontends.
+        settings: the proxier's.
+        known: rules of shared chains, by name and branches: there are few, and to make them takes longer than all else.
+    """
+
+    def __init__(
+        self,
+        plan: PortPlan,
+        owned: frozenset[Frontend],
+        settings: Settings,
+        known: dict[tuple[str, tuple[Branch, ...]], Rules],
+    ) -> None:
+        self._known = known
         self._plan = plan
         self._owned = owned
         self._settings = settings
@@ -248,14 +275,23 @@ class _Encoder:
 
     def _firewall(self) -> None:
         chain = names.firewall_chain(self._plan.allowed_sources)
-        source = statements.source(self._family)
-        through = statements.verdict(statements.RETURN)
-        rules = [_rule(statements.in_network(source, cidr), through) for cidr in self._plan.allowed_sources]
-        self._shared[chain] = (*rules, _rule(statements.verdict(statements.DROP)))
+        self._share(chain, (), self._firewall_rules)
         for address in self._plan.load_balancer_ips:
             key = address_key(address, self._plan.name.protocol, self._plan.port)
             if Frontend(key) in self._owned:
                 self._elements[names.FIREWALL_IPS, key] = Decision(goto(chain), str(self._plan.name))
+
+    def _firewall_rules(self) -> Iterator[Rule]:
+        source = statements.source(self._family)
+        for cidr in self._plan.allowed_sources:
+            yield _rule(statements.in_network(source, cidr), statements.verdict(statements.RETURN))
+        yield _rule(statements.verdict(statements.DROP))
+
+    def _share(self, chain: str, branches: tuple[Branch, ...], make: Callable[[], Iterator[Rule]]) -> None:
+        rules = self._known.get((chain, branches))
+        if rules is None:
+            rules = self._known[chain, branches] = tuple(make())
+        self._shared[chain] = rules
 
     # which chain a frontend leads to
 
@@ -270,7 +306,8 @@ class _Encoder:
             return chain
         for branch in traffic.branches:
             self._balanced[Balanced(frontend, branch.to)] = None
-            self._shared.update(self._balance(frontend, branch.to))
+            name = self._balance_name(frontend, branch.to)
+            self._share(name, (), partial(self._balance, frontend, branch.to))
 
         def target(which: EndpointSet) -> str:
             return self._balance_name(frontend, which)
@@ -282,7 +319,7 @@ class _Encoder:
         chain = f"{prefix}{traffic_name}-{counts}"
         if len(traffic.branches) > 1:
             chain = chain.replace(traffic_name, f"{traffic_name}-by-client", 1)
-        self._shared[chain] = tuple(self._ways(traffic.branches, target))
+        self._share(chain, traffic.branches, partial(self._ways, traffic.branches, target))
         return chain
 
     def _own_target(self, which: EndpointSet) -> str:
@@ -291,14 +328,12 @@ class _Encoder:
     def _balance_name(self, frontend: Frontend, which: EndpointSet) -> str:
         return names.balance_chain(which, len(self._plan.endpoints(which)), is_node_port=frontend.is_node_port)
 
-    def _balance(self, frontend: Frontend, which: EndpointSet) -> dict[str, Rules]:
+    def _balance(self, frontend: Frontend, which: EndpointSet) -> Iterator[Rule]:
         is_node_port = frontend.is_node_port
         key = statements.frontend_key(self._family, is_node_port=is_node_port)
         fields = (*key, statements.random_number(len(self._plan.endpoints(which))))
-        found = statements.to_mapped_endpoint(
-            self._family, fields, names.endpoints_map(which, is_node_port=is_node_port)
-        )
-        return {self._balance_name(frontend, which): (_rule(found),)}
+        container = names.endpoints_map(which, is_node_port=is_node_port)
+        yield _rule(statements.to_mapped_endpoint(self._family, fields, container))
 
     def _ways(self, branches: tuple[Branch, ...], target: Callable[[EndpointSet], str]) -> Iterator[Rule]:
         """The branches in order, each with the mark for what it masquerades."""

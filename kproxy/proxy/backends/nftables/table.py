@@ -30,9 +30,9 @@ from kproxy.proxy.backends.nftables.containers import (
 from kproxy.proxy.backends.nftables.layout import (
     Encoded,
     Frontend,
+    Layout,
     Rules,
     Settings,
-    encode,
     fixed_chains,
     frontends_of,
 )
@@ -162,6 +162,7 @@ class Table:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._layout = Layout(settings)
         self._fixed = {container.name: container for container in fixed_containers(settings.family)}
         self._node_port_ips = node_port_addresses(settings.family)
         self._forget_all()
@@ -171,8 +172,7 @@ class Table:
         self._claims = Claims()
         self._uses: dict[str, Counter[bytes]] = {names.CLUSTER_IPS: Counter(), names.HAIRPIN_CONNECTIONS: Counter()}
         self._chain_uses: Counter[str] = Counter()
-        self._scope = NodePortScope()
-        self._service_cidrs: tuple[str, ...] = ()
+        self._surroundings: tuple[NodePortScope, tuple[str, ...]] = (NodePortScope(), ())
 
     @property
     def ports(self) -> Mapping[ServicePortName, Held]:
@@ -181,7 +181,7 @@ class Table:
 
     def containers(self) -> dict[str, Container]:
         """The sets and maps that are there whatever Services there are."""
-        if self._scope.addresses is None:
+        if self._surroundings[0].addresses is None:
             return dict(self._fixed)
         return {**self._fixed, names.NODE_PORT_IPS: self._node_port_ips}
 
@@ -215,29 +215,32 @@ class Table:
         return steps
 
     def _take_surroundings(self, delta: PlanDelta, steps: Steps) -> None:
-        before = fixed_chains(self._settings, self._scope, self._service_cidrs)
-        addresses = set(self._scope.addresses or ())
-        had_set = self._scope.addresses is not None
-        self._scope, self._service_cidrs = delta.node_ports, delta.service_cidrs
-        after = fixed_chains(self._settings, self._scope, self._service_cidrs)
+        """The chains and addresses that no Service has a part in."""
+        before, after = self._surroundings, (delta.node_ports, delta.service_cidrs)
+        if before == after and not delta.is_full:
+            return
+        chains = fixed_chains(self._settings, *after)
+        old_scope, self._surroundings = before[0], after
         if delta.is_full:
             steps.containers.update(self.containers())
-            steps.chains.update(after)
-        elif before != after:
-            changed = {name: rules for name, rules in after.items() if rules != before[name]}
-            steps.chains.update(changed)
+            steps.chains.update(chains)
+        else:
+            changed = {name for name, rules in fixed_chains(self._settings, *before).items() if rules != chains[name]}
+            steps.chains.update({name: rules for name, rules in chains.items() if name in changed})
             steps.rewritten.update(changed)
-        has_set = self._scope.addresses is not None
-        if has_set and not had_set:
-            steps.containers[names.NODE_PORT_IPS] = self._node_port_ips
-        if had_set and not has_set and not delta.is_full:
-            steps.unused_containers.add(names.NODE_PORT_IPS)
-            return
-        wanted = set(self._scope.addresses or ())
-        for address in sorted(wanted - addresses):
+            self._change_node_port_set(old_scope, delta.node_ports, steps)
+        old, new = set(old_scope.addresses or ()), set(delta.node_ports.addresses or ())
+        for address in sorted(new - old):
             steps.put(names.NODE_PORT_IPS, packed_address(address))
-        for address in sorted(addresses - wanted):
+        for address in sorted(old - new) if delta.node_ports.addresses is not None else ():
             steps.take(names.NODE_PORT_IPS, packed_address(address))
+
+    def _change_node_port_set(self, old: NodePortScope, new: NodePortScope, steps: Steps) -> None:
+        """The set is there only where rules look into it."""
+        if old.addresses is None and new.addresses is not None:
+            steps.containers[names.NODE_PORT_IPS] = self._node_port_ips
+        if old.addresses is not None and new.addresses is None:
+            steps.unused_containers.add(names.NODE_PORT_IPS)
 
     def _reclaim(self, delta: PlanDelta) -> set[ServicePortName]:
         """Give up and stake claims; returns the ports that have been in the table and are to be looked at."""
@@ -274,7 +277,7 @@ class Table:
 
     def _encoded(self, held: Held) -> Encoded:
         owned = frontends_of(held.plan) if held.owned is None else held.owned
-        return encode(held.plan, owned, self._settings)
+        return self._layout.encode(held.plan, owned)
 
     def _change_uses(self, before: PortPlan | None, after: PortPlan | None, steps: Steps) -> None:
         for container, keys_of in ((names.CLUSTER_IPS, _cluster_ips), (names.HAIRPIN_CONNECTIONS, _hairpins)):
@@ -352,6 +355,10 @@ def _change_endpoints(held: Held | None, after: Held | None, was: Encoded, will_
             continue
         container = names.endpoints_map(balanced.which, is_node_port=balanced.frontend.is_node_port)
         prefix = balanced.frontend.key
+        if not old:
+            added = {prefix + number(index): packed_endpoint(each) for index, each in enumerate(new)}
+            steps.added.setdefault(container, {}).update(added)
+            continue
         for index, (before, now) in enumerate(zip_longest(old, new)):
             if before == now:
                 continue

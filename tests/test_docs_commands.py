@@ -50,6 +50,11 @@ def commands_of(page: str) -> list[Command]:
     return found
 
 
+def is_run(page: Path) -> bool:
+    """Whether a page's commands are run; those of a translation are the original's."""
+    return bool(commands_of(page.read_text())) and ".ko." not in page.name
+
+
 def matches(expected: list[str], actual: list[str]) -> bool:
     if not expected:
         return not actual
@@ -125,14 +130,22 @@ def lab_of(page: Path, default_lab: Lab) -> Iterator[Lab]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if commands_of(page.read_text())], ids=lambda page: str(page.relative_to(ROOT))
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if is_run(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_shows_what_its_commands_print(page: Path, default_lab: Lab, environment: dict[str, str]) -> None:
     commands = commands_of(page.read_text())
     with lab_of(page, default_lab) as lab:
         found = list(wrongs(commands, run_session(commands, {**environment, "KPROXY_LAB": lab.name})))
     assert not found, "\n\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if ".ko." in page.name], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_a_translation_has_the_commands_of_the_original(page: Path) -> None:
+    original = page.with_name(page.name.replace(".ko.", "."))
+    translated = [command[1:] for command in commands_of(page.read_text())]
+    assert translated == [command[1:] for command in commands_of(original.read_text())]
+    assert translated
 
 
 def test_every_scenario_has_a_page_with_commands() -> None:

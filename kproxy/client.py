@@ -345,14 +345,15 @@ class Client:
         more = {} if content is None else {"Content-Type": content_type}
         status, answer = self._ask(method, _with_query(path, query), content, more)
         if status == _UNAUTHORIZED and self._credentials.renew():
-            self._threads = threading.local()
+            self._threads.held = None
             status, answer = self._ask(method, _with_query(path, query), content, more)
         if status >= 400:
             raise error_of(answer, status)
         return answer
 
     def _ask(self, method: str, path: str, content: bytes | None, more: Mapping[str, str]) -> tuple[int, bytes]:
-        connection = self._connection()
+        held = self._held()  # and thereby kept from being closed by ``close`` while it is in use
+        connection = held.connection
         try:
             connection.request(method, self._prefix + path, content, {**self._headers(), **more})
             response = connection.getresponse()
@@ -502,6 +503,8 @@ class Client:
             except (Unreachable, ApiError) as error:
                 if on_error is not None:
                     on_error(error)
+                if isinstance(error, ApiError) and error.code == _UNAUTHORIZED:
+                    self._credentials.renew()
                 backoff.wait()
             else:
                 if not is_news and time.monotonic() - began < _SHORT_WATCH:
@@ -528,14 +531,14 @@ class Client:
     def _has_ended(self, stop: threading.Event | None) -> bool:
         return self._closed.is_set() or (stop is not None and stop.is_set())
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _held(self) -> _ThreadConnection:
         held: _ThreadConnection | None = getattr(self._threads, "held", None)
         if held is None:
             held = self._threads.held = _ThreadConnection(self._connect())
         connection = held.connection
         if connection.sock is not None and _is_readable(connection.sock):
             connection.close()  # the server hung up while it was idle; http.client connects again by itself
-        return connection
+        return held
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(f"the Kubernetes API at {self.url} does not answer: {error or type(error).__name__}")

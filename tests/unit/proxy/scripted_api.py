@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import threading
@@ -31,6 +32,13 @@ class Answer(NamedTuple):
     lines: tuple[Any, ...] = ()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may go at any time."""
+
+
 Script = Callable[[Request], Answer]
 
 
@@ -51,8 +59,7 @@ class ScriptedApi:
         if client_authority is not None:
             context.load_verify_locations(client_authority)
             context.verify_mode = ssl.CERT_REQUIRED
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(script))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler(script))
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -85,10 +92,11 @@ class ScriptedApi:
                 body = json.dumps(answer.body).encode() if answer.body is not None else b""
                 for line in answer.lines:
                     body += json.dumps(line).encode() + b"\n"
-                self.send_response(answer.code)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(OSError):  # the client may have gone
+                    self.send_response(answer.code)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -124,6 +124,25 @@ def test_a_token_file_that_rotates_is_read_again_after_a_while(
     assert [asked.authorization for asked in api.requests] == ["Bearer old", "Bearer new"]
 
 
+def test_a_watch_goes_on_with_the_token_that_is_right_now(tmp_path: Path, serve: Make) -> None:
+    (tmp_path / "right").write_text("old")
+    (tmp_path / "t").write_text("old")
+
+    def script(asked: Request) -> Answer:
+        if "watch" in asked.query and asked.authorization == "Bearer old":
+            (tmp_path / "right").write_text("new")
+            (tmp_path / "t").write_text("new")
+        if asked.authorization != f"Bearer {(tmp_path / 'right').read_text()}":
+            return refusal(401, "Unauthorized")
+        bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
+        return Answer(lines=(bookmark,)) if "watch" in asked.query else listing()
+
+    client = connect(str(kubeconfig(tmp_path, serve(script), {"tokenFile": "t"})), "")
+    told = client.follow_raw(SERVICE)
+    assert [next(told).resource_version for _ in range(2)] == ["7", "9"]
+    client.close()
+
+
 def make_client_certificate(folder: Path, name: str) -> tuple[Path, Path]:
     """A certificate that is its own authority, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -111,11 +111,12 @@ lint: setup $(VENV)/.installed-dev ## ruff, mypy --strict, import-linter
 format: setup $(VENV)/.installed-dev ## what ruff can put right by itself
 	@$(BIN)/ruff check --fix .; $(BIN)/ruff format .
 
-bench: setup $(VENV)/.installed-dev ## what `lab up` and the node proxy cost, beside ip -batch and iptables-restore of the same
+# All of it takes an hour; less: make bench BENCH_ARGS="--sizes 1000x10 --modes nftables"
+bench: setup $(VENV)/.installed-dev ## what `lab up` and the node proxy cost, beside the bare tools on the same input
 	@$(GIVE_BACK); \
 	$(ROOT) $(BIN)/python tests/bench/topology_cost.py; \
 	$(ROOT) $(BIN)/python tests/bench/lab_cost.py; \
-	$(ROOT) $(BIN)/python tests/bench/proxy_cost.py
+	$(ROOT) $(BIN)/python tests/bench/service_cost.py --json docs/bench/figures.json --plots docs/bench $(BENCH_ARGS)
 
 vm-test: PACKAGES := $(VM_PACKAGES)
 vm-test: packages ## vagrant up for real, and all that is promised in the machine (emulated: half an hour, 4 GB in .vm)

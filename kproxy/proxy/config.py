@@ -72,7 +72,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     nftables_masquerade_bit: int = 14
     nftables_writer: str = "netlink"
     nftables_sync_period: float = 30.0
-    nftables_min_sync_period: float = 1.0
+    nftables_min_sync_period: float = 0.0
     detect_local_mode: str = "ClusterCIDR"
     pod_bridge_interface: str = ""
     pod_interface_name_prefix: str = ""

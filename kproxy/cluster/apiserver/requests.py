@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from kproxy.api import protobuf
 from kproxy.api.event_forms import of_core
 from kproxy.api.labels import parse_field_selector, parse_selector
 from kproxy.api.selectable_fields import selectable
@@ -26,7 +27,7 @@ OBJECT_LIMIT = 3 * 1024 * 1024
 REQUEST_LIMIT = 64 * 1024 * 1024
 """Bytes of one apply: several files of up to 16 MB."""
 YAML = "application/yaml"
-OBJECT_TYPES = (JSON, YAML)
+OBJECT_TYPES = (JSON, YAML, protobuf.MEDIA_TYPE)
 """What an object may be sent as."""
 
 _YAML_LIMIT = 256 * 1024  # bytes; reading so much takes a quarter of a second, in which Python does nothing else
@@ -81,19 +82,20 @@ async def value(request: web.Request, limit: int = OBJECT_LIMIT, *, is_yaml: boo
     Raises:
         ApiError: it is neither, or larger than ``limit`` bytes.
     """
-    content = await request.read()
-    if len(content) > limit:
-        raise statuses.too_large(limit)
+    content = await _content(request, limit)
     return await _from_yaml(content) if is_yaml else _from_json(content)
 
 
 async def body(request: web.Request, limit: int = OBJECT_LIMIT) -> Object:
-    """The body as an object of JSON, or of YAML if it says so.
+    """The body as an object of JSON, or of YAML or protobuf if it says so.
 
     Raises:
         ApiError: it is none, or larger than ``limit`` bytes.
     """
-    decoded = await value(request, limit, is_yaml=request.content_type == YAML)
+    if request.content_type == protobuf.MEDIA_TYPE:
+        decoded = await _from_protobuf(await _content(request, limit))
+    else:
+        decoded = await value(request, limit, is_yaml=request.content_type == YAML)
     if not isinstance(decoded, dict):
         raise statuses.bad_request("the body is not an object")
     return decoded
@@ -117,6 +119,20 @@ def check_media_type(request: web.Request) -> None:
     """
     if request.can_read_body and "Content-Type" in request.headers and request.content_type not in OBJECT_TYPES:
         raise statuses.unsupported_media_type(OBJECT_TYPES)
+
+
+async def _content(request: web.Request, limit: int) -> bytes:
+    content = await request.read()
+    if len(content) > limit:
+        raise statuses.too_large(limit)
+    return content
+
+
+async def _from_protobuf(content: bytes) -> Object:
+    try:
+        return await asyncio.to_thread(protobuf.decode, content)
+    except protobuf.NotProtobuf as error:
+        raise statuses.bad_request(f"the body is no object in protobuf: {error}") from error
 
 
 def _from_json(content: bytes) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from netns import address, libc, link, neighbour, process, route, sysctl
+from netns import address, cgroup, libc, link, neighbour, process, route, sysctl
 from netns import journal as record
 from netns.errors import NetnsError
 from netns.journal import Entry, Journal
@@ -321,6 +321,10 @@ def _remove_tree(entry: Entry) -> None:
     shutil.rmtree(path)
 
 
+def _remove_cgroup(entry: Entry) -> None:
+    cgroup.remove_tree(Path(entry.key))
+
+
 _REMOVERS: dict[str, Callable[[Entry], None]] = {
     record.NAMESPACE: _remove_namespace,
     record.PROCESS: _remove_process,
@@ -328,4 +332,5 @@ _REMOVERS: dict[str, Callable[[Entry], None]] = {
     record.FILE: _remove_file,
     record.DIRECTORY: _remove_directory,
     record.TREE: _remove_tree,
+    record.CGROUP: _remove_cgroup,
 }

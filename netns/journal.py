@@ -36,6 +36,7 @@ MOUNT = "mount"
 FILE = "file"
 DIRECTORY = "directory"
 TREE = "tree"
+CGROUP = "cgroup"
 
 # Bytes: some 5,000 pods made and removed. What is there at once takes far less.
 _COMPACT_ABOVE = 1 << 20
@@ -122,6 +123,14 @@ class Journal:
             NetnsError: it is there already and is not of this record.
         """
         self._write_path(TREE, path)
+
+    def cgroup(self, path: Path) -> None:
+        """Says that this control group is about to be made; it is removed with all groups below it.
+
+        Raises:
+            NetnsError: it is there already and is not of this record.
+        """
+        self._write_path(CGROUP, path)
 
     def gone(self, kind: str, key: str) -> None:
         """Says that this thing has been taken down."""

@@ -29,8 +29,8 @@ from netns import libc
 
 POD_UID: Final = 64999
 """Who pods run as; nobody has an account of this number (Debian policy 9.2.2 reserves 60000 to 64999)."""
-LOG_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes that a pod may write into its log."""
+LOG_LIMIT: Final = 10 * 1024 * 1024
+"""Bytes of one log file; beside the one that is written there is at most one older (see `logs`)."""
 MESSAGE: Final = 64 * 1024
 
 _CLONE_NEWUTS: Final = 0x04000000
@@ -58,6 +58,7 @@ class Request(NamedTuple):
         log: path of the file its lines are appended to.
         scratch: an existing folder; the child mounts its empty root there, seen by itself alone.
         hostname: what the child's UTS namespace is called.
+        groups: the doors of its control groups (see `netns.cgroup.Group.doors`).
     """
 
     netns: str
@@ -68,6 +69,7 @@ class Request(NamedTuple):
     pod: str
     namespace: str
     node: str
+    groups: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -136,6 +138,7 @@ def enclose(request: Request, control: socket.socket) -> socket.socket:
         OSError: the kernel refused a step.
     """
     os.setsid()
+    libc.join_groups(request.groups)
     _redirect(request.log)
     os.dup2(control.detach(), 3)
     os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

@@ -20,11 +20,12 @@ ECHO: Final = "echo"
 FIRST_BACKOFF: Final = 10.0
 LONGEST_BACKOFF: Final = 300.0
 """Seconds before a container that ended is started again: at once, then 10, 20, ... 300 (kubelet: CrashLoopBackOff)."""
+FORGIVEN_AFTER: Final = 600.0
+"""Seconds that a container has to have run for its earlier ends to be forgotten (kubelet: twice the longest)."""
 EXEC_FAILED: Final = "exec failed: "
 """What the message of a container begins with whose command could not be started at all."""
 LEAST_GRACE: Final = 2
 """Seconds between the polite and the other end, however long the pause before was (kubelet: minimumGracePeriod)."""
-HOSTNAME_LIMIT: Final = 63
 OWN_IMAGES: Final = {addon.IMAGE: "kproxy.cluster.dns"}
 """Images that stand for a module of this package."""
 
@@ -41,7 +42,6 @@ class Command:
 
     container: str
     argv: tuple[str, ...]
-    env: Mapping[str, str]
     working_dir: str
     module: str = ""
 
@@ -67,16 +67,24 @@ class ContainerState:
 
     Attributes:
         is_ready: its command runs, its readiness probe agrees, and the echo server listens on all its ports.
+        is_started: its command runs and its startup probe agrees.
         started_at: RFC 3339; empty while it does not run.
-        exit_code: of its last run; None before its first end, or when nobody saw it.
+        exit_code: of the last run that is over; None before the first end, or when nobody saw it.
+        ran_from: when that run began; empty before the first end.
+        ran_until: when it ended.
+        was_out_of_memory: the kernel ended it because it had used up its memory.
         waiting: why it does not run: `ContainerCreating`, `CrashLoopBackOff`, ...; empty when it runs or is done.
         message: more about the reason.
         restarts: how often it was started again.
     """
 
     is_ready: bool = False
+    is_started: bool = False
     started_at: str = ""
     exit_code: int | None = None
+    ran_from: str = ""
+    ran_until: str = ""
+    was_out_of_memory: bool = False
     waiting: str = "ContainerCreating"
     message: str = ""
     restarts: int = 0
@@ -100,9 +108,13 @@ class Backoff:
 
     seconds: float = field(default=0.0)
 
-    def next(self) -> float:
-        """Seconds until it is started again; grows with every call."""
-        current = self.seconds
+    def next(self, lasted: float = 0.0) -> float:
+        """Seconds until it is started again; grows with every call.
+
+        Args:
+            lasted: seconds that the last run took; a long one begins anew.
+        """
+        current = 0.0 if lasted >= FORGIVEN_AFTER else self.seconds
         self.seconds = min(max(FIRST_BACKOFF, 2 * current), LONGEST_BACKOFF)
         return current
 
@@ -138,8 +150,7 @@ def _command(container: Container, config: ClusterConfig) -> Command | None:
 
 def beside(container: Container, argv: tuple[str, ...]) -> Command:
     """A command that has the container's variables and working directory."""
-    env = {variable.name: variable.value for variable in container.env}
-    return Command(container.name, argv, env, container.working_dir)
+    return Command(container.name, argv, container.working_dir)
 
 
 def echo_ports(pod: Pod, echoes: Sequence[str], services: Iterable[Service]) -> frozenset[Port]:
@@ -169,11 +180,6 @@ def echo_ports(pod: Pod, echoes: Sequence[str], services: Iterable[Service]) -> 
         if isinstance(target := port.port if port.target_port is None else port.target_port, int)
         and port.protocol in ("TCP", "UDP")
     )
-
-
-def hostname(pod: Pod) -> str:
-    """What the pod calls itself: spec.hostname, else its name, cut to what the kernel takes as a label."""
-    return (pod.spec.hostname or pod.metadata.name)[:HOSTNAME_LIMIT].rstrip("-.")
 
 
 def is_started_again(restart_policy: str, code: int | None) -> bool:
@@ -209,21 +215,15 @@ def status(pod: Pod, previous: Mapping[str, Any], observed: Observed, now: str) 
         observed: what is seen now.
         now: RFC 3339 time of this look.
     """
-    is_ready = bool(observed.containers) and all(state.is_ready for state in observed.containers.values())
     current = phase(pod, observed)
-    unready = sorted(name for name, state in observed.containers.items() if not state.is_ready)
-    readiness: Object = {"status": "True"}
-    if not is_ready:
-        why = "PodCompleted" if current == "Succeeded" else "ContainersNotReady"
-        message = f"containers with unready status: [{' '.join(unready)}]"
-        message += "".join(_complaint(name, observed.containers[name]) for name in unready)
-        readiness = {"status": "False", "reason": why, "message": message}
     conditions = [
+        {"type": "PodReadyToStartContainers", "status": "True" if observed.addresses else "False"},
+        {"type": "Initialized", **_initialized(pod, observed)},
+        *({"type": name, **_readiness(pod, observed, current)} for name in ("Ready", "ContainersReady")),
         {"type": "PodScheduled", "status": "True"},
-        {"type": "Initialized", "status": "True" if observed.is_initialized else "False"},
-        {"type": "ContainersReady", **readiness},
-        {"type": "Ready", **readiness},
     ]
+    own = {condition["type"] for condition in conditions}
+    others = [known for known in previous.get("conditions") or () if known.get("type") not in own]
     return {
         "phase": current,
         "reason": observed.reason or None,
@@ -233,13 +233,59 @@ def status(pod: Pod, previous: Mapping[str, Any], observed: Observed, now: str) 
         "hostIP": observed.host_addresses[0],
         "hostIPs": [{"ip": address} for address in observed.host_addresses],
         "startTime": previous.get("startTime") or now,
-        "conditions": [_since(previous, condition, now) for condition in conditions],
-        "containerStatuses": [
-            _container_status(container, observed.containers[container.name])
-            for container in (*pod.spec.init_containers, *pod.spec.containers)
-            if container.name in observed.containers
-        ],
+        "qosClass": qos_class(pod),
+        "conditions": [*(_since(previous, condition, now) for condition in conditions), *others],
+        "initContainerStatuses": _container_statuses(pod.spec.init_containers, observed) or None,
+        "containerStatuses": _container_statuses(pod.spec.containers, observed),
     }
+
+
+def qos_class(pod: Pod) -> str:
+    """Guaranteed, Burstable or BestEffort (pkg/apis/core/v1/helper/qos)."""
+    every = [container.resources for container in (*pod.spec.init_containers, *pod.spec.containers)]
+    if not any(resources.limits or resources.requests for resources in every):
+        return "BestEffort"
+    for resources in every:
+        for name in ("cpu", "memory"):
+            limit = resources.limits.get(name)
+            if limit is None or resources.requests.get(name, limit) != limit:
+                return "Burstable"
+    return "Guaranteed"
+
+
+def _initialized(pod: Pod, observed: Observed) -> Object:
+    if observed.is_initialized:
+        return {"status": "True"}
+    left = [
+        container.name
+        for container in pod.spec.init_containers
+        if container.name in observed.containers and not observed.containers[container.name].is_ready
+    ]
+    message = f"containers with incomplete status: [{' '.join(left)}]"
+    return {"status": "False", "reason": "ContainersNotInitialized", "message": message}
+
+
+def _readiness(pod: Pod, observed: Observed, current: str) -> Object:
+    if observed.containers and all(state.is_ready for state in observed.containers.values()):
+        return {"status": "True"}
+    lasting = [one.name for one in (*pod.spec.init_containers, *pod.spec.containers) if not _is_init(pod, one)]
+    unready = sorted(name for name in lasting if name in observed.containers and not observed.containers[name].is_ready)
+    why = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(current, "ContainersNotReady")
+    message = f"containers with unready status: [{' '.join(unready)}]"
+    message += "".join(_complaint(name, observed.containers[name]) for name in unready)
+    return {"status": "False", "reason": why, "message": message}
+
+
+def _is_init(pod: Pod, container: Container) -> bool:
+    return container in pod.spec.init_containers and container.restart_policy != "Always"
+
+
+def _container_statuses(containers: Iterable[Container], observed: Observed) -> list[Object]:
+    return [
+        _container_status(container, observed.containers[container.name])
+        for container in containers
+        if container.name in observed.containers
+    ]
 
 
 def _complaint(container: str, state: ContainerState) -> str:
@@ -256,21 +302,28 @@ def _since(previous: Mapping[str, Any], condition: Object, now: str) -> Object:
 
 
 def _container_status(container: Container, state: ContainerState) -> Object:
+    over = _terminated(state)
+    last: Object = {"terminated": over} if state.ran_until else {}
     if state.started_at:
         what: Object = {"running": {"startedAt": state.started_at}}
     elif state.waiting:
         what = {"waiting": {"reason": state.waiting, **({"message": state.message} if state.message else {})}}
     else:
-        code = 255 if state.exit_code is None else state.exit_code
-        what = {"terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error"}}
-        if state.message:
-            what["terminated"]["message"] = state.message
+        what, last = {"terminated": {**over, **({"message": state.message} if state.message else {})}}, {}
     return {
         "name": container.name,
         "image": container.image,
         "imageID": "",
         "ready": state.is_ready,
-        "started": bool(state.started_at),
+        "started": state.is_started,
         "restartCount": state.restarts,
         "state": what,
+        "lastState": last,
     }
+
+
+def _terminated(state: ContainerState) -> Object:
+    code = 255 if state.exit_code is None else state.exit_code
+    reason = "OOMKilled" if state.was_out_of_memory else "Completed" if code == 0 else "Error"
+    times = {"startedAt": state.ran_from, "finishedAt": state.ran_until}
+    return {"exitCode": code, "reason": reason, **{name: time for name, time in times.items() if time}}

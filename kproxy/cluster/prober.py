@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kproxy.cluster import probing
-from kproxy.cluster.probing import Exec, HttpGet, Impossible, Plan, Readiness, TcpSocket, joined
+from kproxy.cluster.probing import Exec, HttpGet, Impossible, Look, Plan, Result, TcpSocket, joined
 from kproxy.errors import HostError
 from netns.errors import NetnsError
 from netns.namespace import Namespace, socket_in
@@ -36,8 +36,22 @@ _OUTPUT: Final = 1024
 
 Run = Callable[[tuple[str, ...], int], Process]
 """Starts a command in the container, with that descriptor for its output."""
-Report = Callable[[bool, str], None]
-"""Told whether the container is ready and, if not, why; whenever that changes, from the prober's thread."""
+Report = Callable[["Found"], None]
+"""Told from the prober's thread, after each look that failed and whenever what the looks come to has changed."""
+
+
+class Found(NamedTuple):
+    """What the looks at a container have come to.
+
+    Attributes:
+        is_success: see `probing.Result`.
+        has_failed: as many failures in a row as count.
+        message: what was wrong at the last look; empty: nothing.
+    """
+
+    is_success: bool
+    has_failed: bool
+    message: str
 
 
 class ProbeFailure(Exception):
@@ -74,20 +88,38 @@ class Prober:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def watch(self, plan: Plan, target: Target, readiness: Readiness, report: Report) -> Watch:
+    def watch(self, plan: Plan, target: Target, result: Result, report: Report) -> Watch:
         """Looks at one run of a container, from now on.
 
         Args:
             plan: how.
             target: where.
-            readiness: what is known so far; nobody else may use it until the watch is stopped.
+            result: what is known so far; nobody else may change it until the watch is stopped.
             report: see `Report`.
         """
+        return self._run(_follow(plan, target, result, report))
+
+    def once(self, action: Look | Impossible, target: Target, seconds: float, done: Callable[[str], None]) -> Watch:
+        """Does something in or to a container once, as a hook.
+
+        Args:
+            action: what.
+            target: where.
+            seconds: that it may take.
+            done: told from the prober's thread what was wrong with it; empty: nothing.
+        """
+
+        async def act() -> None:
+            done(await look(Plan(action, 0, 0, seconds, 1, 1), target))
+
+        return self._run(act())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> Watch:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, name="prober", daemon=True).start()
-        future = asyncio.run_coroutine_threadsafe(_follow(plan, target, readiness, report), loop)
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         future.add_done_callback(_complain)
         return Watch(future)
 
@@ -95,21 +127,26 @@ class Prober:
 def _complain(future: concurrent.futures.Future[None]) -> None:
     """Says what a task did not expect; without that, a probe would just stop."""
     if not future.cancelled() and (error := future.exception()) is not None:
-        _LOG.error("a readiness probe has stopped", exc_info=error)
+        _LOG.error("a probe has stopped", exc_info=error)
 
 
-async def _follow(plan: Plan, target: Target, readiness: Readiness, report: Report) -> None:
-    told: tuple[bool, str] = (readiness.is_ready, "")
+async def _follow(plan: Plan, target: Target, result: Result, report: Report) -> None:
+    told = result.is_success
     pauses = probing.pauses(plan)
-    has_answered = readiness.is_ready
+    has_answered = result.is_success
     await asyncio.sleep(plan.delay)
+    next_count = time.monotonic()
     while True:
         began = time.monotonic()
         message = await look(plan, target)
-        is_ready = readiness.take(success=not message)
-        told, before = (is_ready, "" if is_ready else message), told
-        if told != before:
-            report(*told)
+        # The looks in between, at one that has never answered, can only succeed.
+        is_counted = not message or began >= next_count
+        if is_counted:
+            next_count = began + plan.period
+            result.take(success=not message)
+        if message or result.is_success != told:
+            report(Found(result.is_success, result.has_failed and is_counted, message))
+        told = result.is_success
         has_answered = has_answered or not message
         pause = plan.period if has_answered else next(pauses)
         await asyncio.sleep(max(0.0, began + pause - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What a container's readiness probe is and what its results come to, as kubelet has it (pkg/kubelet/prober).
+"""What a container's probes are and what their results come to, as kubelet has it (pkg/kubelet/prober).
 
 Law: nothing here sends, runs or waits for anything.
 """
@@ -89,15 +89,16 @@ class Impossible:
 
 @dataclass(frozen=True)
 class Plan:
-    """One container's readiness probe, with everything resolved.
+    """One probe of a container, with everything resolved.
 
     Attributes:
         look: what is done each time.
         delay: seconds after the container's start during which nothing is done.
         period: seconds from one look to the next, at least one.
         timeout: seconds that one look may take, at least one.
-        successes: so many in a row make it ready.
-        failures: so many in a row make it unready.
+        successes: so many in a row make the result a success.
+        failures: so many in a row make it a failure.
+        grace: seconds that the container may take to end because of it; None means the pod's own.
     """
 
     look: Look | Impossible
@@ -106,16 +107,17 @@ class Plan:
     timeout: float
     successes: int
     failures: int
+    grace: int | None = None
 
 
-def plan(container: Container, address: str) -> Plan | None:
-    """The container's readiness probe; None when it has none that counts here.
+def plan(container: Container, probe: Probe | None, address: str) -> Plan | None:
+    """What a probe of the container comes to; None when there is none that counts here.
 
     Args:
         container: the container.
+        probe: one of its probes.
         address: the pod's first address, where requests go that name no host.
     """
-    probe = container.readiness_probe
     look = _look(container, probe, address) if probe is not None else None
     if probe is None or look is None:
         return None
@@ -126,7 +128,27 @@ def plan(container: Container, address: str) -> Plan | None:
         timeout=max(1, probe.timeout_seconds),
         successes=max(1, probe.success_threshold),
         failures=max(1, probe.failure_threshold),
+        grace=probe.termination_grace_period_seconds,
     )
+
+
+def hook(container: Container, address: str) -> Look | Impossible | None:
+    """What is done before the container is asked to end, beside a pause; None if nothing is.
+
+    Args:
+        container: the container.
+        address: the pod's first address.
+    """
+    handler = container.lifecycle.pre_stop
+    if handler is None:
+        return None
+    return _look(container, Probe(exec_action=handler.exec_action, http_get=handler.http_get), address)
+
+
+def pause(container: Container) -> int:
+    """Seconds for which the container is left alone before it is asked to end."""
+    handler = container.lifecycle.pre_stop
+    return max(0, handler.sleep.seconds) if handler is not None and handler.sleep is not None else 0
 
 
 def _look(container: Container, probe: Probe, address: str) -> Look | Impossible | None:
@@ -173,31 +195,43 @@ def joined(address: str, port: int) -> str:
 
 
 def pauses(plan: Plan) -> Iterator[float]:
-    """Seconds to wait before each further look at a container that has not answered yet."""
+    """Seconds to wait before each further look at a container that has not answered yet.
+
+    Only one look a period counts as a failure.
+    """
     pause = FIRST_PAUSE
     while True:
         yield min(pause, plan.period)
         pause *= 2
 
 
-class Readiness:
+class Result:
     """What the looks at one run of a container have come to (kubelet: prober/worker.go, doProbe).
 
     Args:
         plan: for the thresholds.
-        is_ready: what it was before, if somebody else has looked at this run already.
+        initial: what it is before the first look: true for liveness, and what somebody else found of this run already.
+
+    Attributes:
+        is_success: what they have come to.
     """
 
-    def __init__(self, plan: Plan, *, is_ready: bool = False) -> None:
+    def __init__(self, plan: Plan, *, initial: bool = False) -> None:
         self._plan = plan
         self._row: tuple[bool | None, int] = (None, 0)
-        self.is_ready = is_ready
+        self.is_success = initial
 
     def take(self, *, success: bool) -> bool:
-        """Whether the container is ready after this look."""
+        """Whether it is a success after this look."""
         last, count = self._row
         count = count + 1 if last is success else 1
         self._row = (success, count)
         if count >= (self._plan.successes if success else self._plan.failures):
-            self.is_ready = success
-        return self.is_ready
+            self.is_success = success
+        return self.is_success
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there were as many failures in a row as make a container be started again."""
+        last, count = self._row
+        return last is False and count >= self._plan.failures

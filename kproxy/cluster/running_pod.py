@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from kproxy.api.types import Container, Object, Pod, Service, view
-from kproxy.cluster import own_programs, pods, probing, sandbox, service_accounts
-from kproxy.cluster.container_probe import ContainerProbe
-from kproxy.cluster.echo import Port
+from kproxy.cluster import (
+    container_probe,
+    logs,
+    own_programs,
+    pod_environment,
+    pod_files,
+    pods,
+    probing,
+    sandbox,
+    service_accounts,
+)
+from kproxy.cluster.clusterfile import ClusterConfig
+from kproxy.cluster.container_probe import ContainerProbe, Listener
+from kproxy.cluster.container_unit import Unit, by_container
+from kproxy.cluster.events import Recorder
 from kproxy.cluster.fork_server import Request
 from kproxy.cluster.layout import Layout
+from kproxy.cluster.pod_environment import ConfigError, ConfigMaps, Surroundings
+from kproxy.cluster.pod_limits import PodLimits, memory_of
 from kproxy.cluster.pod_processes import ECHO_SOCKET, EchoControl, ForkServer, kill_strays, reap, send_signal
-from kproxy.cluster.pods import Backoff, Command, ContainerState, Observed
+from kproxy.cluster.pods import Command, Observed
 from kproxy.cluster.prober import Prober, Target
+from kproxy.cluster.probing import Plan
 from kproxy.cluster.reactor import Reactor
 from kproxy.errors import HostError, UserError
 from netns import process
@@ -34,6 +48,8 @@ from netns.process import Process
 
 LOOK_AGAIN: Final = 0.005
 """Seconds until somebody looks again whether a command has begun, which no descriptor tells; a sandbox takes 17 ms."""
+CONFIG_RETRY: Final = 2.0
+"""Seconds until somebody looks again whether what a container refers to is there."""
 
 
 @dataclass(frozen=True)
@@ -42,47 +58,29 @@ class Means:
 
     Attributes:
         layout: where records and logs are.
+        config: the cluster.
         journal: where everything is recorded before it is made.
         fork_server: who forks echo servers.
+        limits: what keeps containers from taking the machine down.
         prober: who looks at containers.
         reactor: the node agent's thread.
+        recorder: who tells people what happens.
+        config_maps: the data of a namespace's ConfigMaps.
         changed: told when a pod's state has changed.
         ended: told when a pod was asked to end and nothing of it runs any longer.
     """
 
     layout: Layout
+    config: ClusterConfig
     journal: Journal
     fork_server: ForkServer
+    limits: PodLimits
     prober: Prober
     reactor: Reactor
+    recorder: Recorder
+    config_maps: Callable[[str], ConfigMaps]
     changed: Callable[[RunningPod], None]
     ended: Callable[[RunningPod], None]
-
-
-@dataclass
-class _Unit:
-    """One command, or the echo server (whose control socket stands in for its pidfd).
-
-    Attributes:
-        probes: by container; the echo server stands for several.
-        pause: seconds that it is left alone before it is asked to end.
-        has_begun: the command itself has been executed, and no longer only its sandbox runs.
-        main: the process of the command itself, once somebody has looked for it.
-        is_asked: it was asked to end.
-    """
-
-    name: str
-    probes: dict[str, ContainerProbe]
-    pause: int
-    state: ContainerState = field(default_factory=ContainerState)
-    process: Process | None = None
-    watched: int = -1
-    has_begun: bool = False
-    main: Process | None = None
-    is_asked: bool = False
-    control: EchoControl | None = None
-    wanted: frozenset[Port] = frozenset()
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 class RunningPod:
@@ -121,11 +119,11 @@ class RunningPod:
         self._means = means
         self._services: Sequence[Service] = ()
         self._init_left = list(plan.init)
-        self._units: dict[str, _Unit] = {}
+        self._units: dict[str, Unit] = {}
         for command in (*plan.init, *plan.commands):
-            self._units[command.container] = _Unit(command.container, {}, self._pause((command.container,)))
+            self._units[command.container] = Unit(command.container, (command.container,))
         if plan.echoes:
-            self._units[pods.ECHO] = _Unit(pods.ECHO, {}, self._pause(plan.echoes))
+            self._units[pods.ECHO] = Unit(pods.ECHO, plan.echoes)
 
     @property
     def uid(self) -> str:
@@ -155,49 +153,43 @@ class RunningPod:
     @property
     def is_ready(self) -> bool:
         """Whether all of its containers are."""
-        states = self._states().values()
+        states = by_container(self._units.values()).values()
         return bool(states) and all(state.is_ready for state in states) and not self.is_ending
 
     def processes(self) -> list[Process]:
         """What runs of it."""
-        return [unit.process for unit in self._units.values() if unit.process is not None]
+        return [one for unit in self._units.values() if (one := unit.process) is not None]
 
-    def observed(self, host_addresses: tuple[str, ...]) -> Observed:
+    def observed(self) -> Observed:
         """What is seen of it, for its status."""
         return Observed(
             self.addresses,
-            host_addresses,
+            self._host_addresses,
             self.is_built and not self._init_left,
-            self._states(),
+            by_container(self._units.values()),
             "FailedCreatePodSandBox" if self.problem and not self.is_built else "",
             self.problem,
         )
 
-    def _states(self) -> dict[str, ContainerState]:
-        """Of its containers, by name."""
-        states = {name: self._state(unit, name) for name, unit in self._units.items() if name != pods.ECHO}
-        if self.has_echo:
-            states |= {name: self._state(self._units[pods.ECHO], name) for name in self._plan.echoes}
-        return states
-
-    @staticmethod
-    def _state(unit: _Unit, container: str) -> ContainerState:
-        probed = unit.probes.get(container)
-        if probed is None or not unit.state.is_ready:
-            return unit.state
-        return replace(unit.state, is_ready=probed.is_ready, message=probed.message)
-
-    def _names(self, unit: _Unit) -> Sequence[str]:
-        """The containers that it stands for."""
-        return self._plan.echoes if unit.name == pods.ECHO else (unit.name,)
+    @property
+    def _host_addresses(self) -> tuple[str, ...]:
+        return self._means.config.node(self.pod.spec.node_name).addresses
 
     def _container(self, name: str) -> Container:
         containers = (*self.pod.spec.init_containers, *self.pod.spec.containers)
         return next(container for container in containers if container.name == name)
 
-    def _pause(self, containers: Iterable[str]) -> int:
-        hooks = [self._container(name).lifecycle.pre_stop for name in containers]
-        return max(hook.sleep.seconds if hook and hook.sleep else 0 for hook in hooks)
+    # ----- telling people
+
+    def _tell(self, reason: str, message: str, container: str = "", *, is_warning: bool = False) -> None:
+        recorder = self._means.recorder
+        tell = recorder.warning if is_warning else recorder.normal
+        field = f"spec.containers{{{container}}}" if container else ""
+        tell(self.obj, reason, message, field=field, host=self.pod.spec.node_name)
+
+    @property
+    def _kubelets_name(self) -> str:
+        return f"{self.pod.metadata.name}_{self.pod.metadata.namespace}({self.uid})"
 
     # ----- starting
 
@@ -209,11 +201,13 @@ class RunningPod:
         """
         self.is_built = True
         self.problem = ""
-        previous = {status["name"]: status for status in (self.obj.get("status") or {}).get("containerStatuses") or ()}
+        status = self.obj.get("status") or {}
+        listed = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+        previous = {entry["name"]: entry for entry in listed}
         for unit in self._units.values():
             self._plan_probes(unit, previous)
-            before = previous.get(self._names(unit)[0], {})
-            unit.state = replace(unit.state, restarts=int(before.get("restartCount", 0)))
+            before = previous.get(unit.containers[0], {})
+            unit.remember(before)
             began = str(((before.get("state") or {}).get("running") or {}).get("startedAt", ""))
             found = alive.get(self._role(unit.name))
             if found is not None and unit.name != pods.ECHO:
@@ -221,25 +215,31 @@ class RunningPod:
             elif unit.name == pods.ECHO and self._connect(unit):
                 unit.state = replace(unit.state, started_at=began)
             else:
-                self._stop_probes(unit)
+                unit.stop_probes()
         done = {
             name
-            for name, status in previous.items()
-            if (status.get("state") or {}).get("terminated", {}).get("exitCode") == 0
+            for name, entry in previous.items()
+            if (entry.get("state") or {}).get("terminated", {}).get("exitCode") == 0
         }
         self._init_left = [
             command
             for command in self._init_left
             if command.container not in done or self._units[command.container].process is not None
         ]
+        for name in done & self._units.keys():
+            unit = self._units[name]
+            unit.state = replace(unit.state, is_ready=True, waiting="")
         self._means.changed(self)
 
-    def _plan_probes(self, unit: _Unit, previous: Mapping[str, Mapping[str, Any]]) -> None:
-        """Decides how the unit is looked at; what was ready stays so until somebody has looked."""
-        for name in self._names(unit):
-            plan = probing.plan(self._container(name), self.addresses[0])
-            if plan is not None:
-                unit.probes[name] = ContainerProbe(plan, is_ready=bool(previous.get(name, {}).get("ready")))
+    def _plan_probes(self, unit: Unit, previous: Mapping[str, Mapping[str, Any]]) -> None:
+        """Decides how the unit is looked at; what was started and ready stays so until somebody has looked."""
+        for name in unit.containers:
+            plans = container_probe.plans(self._container(name), self.addresses[0])
+            before = previous.get(name, {})
+            if plans:
+                unit.probes[name] = ContainerProbe(
+                    plans, is_started=bool(before.get("started")), is_ready=bool(before.get("ready"))
+                )
 
     def advance(self) -> None:
         """Starts whatever of it is to run now and does not."""
@@ -260,37 +260,78 @@ class RunningPod:
             return
         try:
             started = sandbox.start(
-                self._sandboxed(command),
+                self._sandboxed(command, self._groups(unit)),
                 self.ns,
-                log=self._log(unit.name),
+                log=self._fresh_log(unit.name),
                 status=self.folder / unit.name,
                 journal=self._means.journal,
                 role=self._role(unit.name),
             )
+        except ConfigError as error:
+            self._await_config(unit, str(error))
+            return
         except (HostError, NetnsError, OSError, UserError) as error:
             self._ended(unit, None, str(error))
             return
         self._watch_process(unit, started)
 
-    def _sandboxed(self, command: Command) -> sandbox.Container:
+    def _groups(self, unit: Unit) -> tuple[str, ...]:
+        limits = self._means.limits
+        doors = limits.make(self.uid, unit.name, memory_of(map(self._container, unit.containers)))
+        unit.kills = limits.kills(self.uid, unit.name)
+        return doors
+
+    def _await_config(self, unit: Unit, message: str) -> None:
+        if unit.state.message != message:
+            self._tell("Failed", f"Error: {message}", unit.name, is_warning=True)
+        unit.state = replace(unit.state, waiting="CreateContainerConfigError", message=message)
+        self._means.changed(self)
+        self._means.reactor.later(CONFIG_RETRY, self.advance)
+
+    def _sandboxed(self, command: Command, groups: Sequence[str] = ()) -> sandbox.Container:
+        """What a command of the pod is run with.
+
+        Raises:
+            ConfigError: it refers to something that is not there.
+        """
         own = own_programs.module(command.module) if command.module else None
+        namespace = self.pod.metadata.namespace
+        around = Surroundings(self.addresses, self._host_addresses, self._services, self._means.config_maps(namespace))
+        env = pod_environment.variables(self.pod, self._container(command.container), around)
+        files = {
+            "/etc/hosts": pod_files.hosts(self.pod, self.addresses),
+            "/etc/resolv.conf": pod_files.resolv_conf(self.pod, self._means.config),
+            **service_accounts.files(self._means.layout, self.pod),
+        }
         return sandbox.Container(
-            own.argv if own else command.argv,
-            pods.hostname(self.pod),
-            hosts={address: (pods.hostname(self.pod),) for address in self.addresses},
-            env={**command.env, **(own.env if own else {})},
+            own.argv if own else tuple(pod_environment.expanded(word, env) for word in command.argv),
+            pod_files.hostname(self.pod),
+            env={**env, **(own.env if own else {})},
             working_dir=command.working_dir,
-            files=service_accounts.files(self._means.layout, self.pod),
+            files=files,
             folders=own.folders if own else {},
+            groups=groups,
         )
 
     def _log(self, container: str) -> Path:
         return self._means.layout.log(f"{self.pod.metadata.namespace}.{self.pod.metadata.name}.{container}")
 
+    def _fresh_log(self, container: str) -> Path:
+        log = self._log(container)
+        logs.turn_over(log)
+        return log
+
+    def turn_full_logs_over(self) -> None:
+        """Ensures that no log grows too long."""
+        for unit in self._units.values():
+            log = self._log(unit.containers[0])
+            if logs.is_full(log):
+                logs.turn_over(log)
+
     def _role(self, container: str) -> str:
         return f"pod:{self.uid}:{container}"
 
-    def _watch_process(self, unit: _Unit, found: Process, began: str = "") -> None:
+    def _watch_process(self, unit: Unit, found: Process, began: str = "") -> None:
         try:
             unit.watched = process.open_pidfd(found)
         except ProcessLookupError:
@@ -303,7 +344,7 @@ class RunningPod:
             self._means.reactor.watch(unit.watched, lambda: self._command_ended(unit))
             self._await_command(unit, found, began)
 
-    def _await_command(self, unit: _Unit, outer: Process, began: str) -> None:
+    def _await_command(self, unit: Unit, outer: Process, began: str) -> None:
         """Lets the container count as running as soon as its command does; until then it waits as it did before."""
         if unit.process is not outer:  # it has ended, and may run again
             return
@@ -311,22 +352,24 @@ class RunningPod:
             self._means.reactor.later(LOOK_AGAIN, partial(self._await_command, unit, outer, began))
             return
         unit.has_begun = True
-        restarts = unit.state.restarts
-        unit.state = ContainerState(is_ready=True, started_at=began or _now(), waiting="", restarts=restarts)
+        unit.began(began)
+        if not began:
+            self._tell("Started", f"Started container {unit.name}", unit.name)
         self._means.changed(self)
         self._start_probes(unit)
 
-    def _start_echo(self, unit: _Unit) -> None:
+    def _start_echo(self, unit: Unit) -> None:
         metadata = self.pod.metadata
         request = Request(
             netns=str(self.ns.path),
             control=str(self.folder / ECHO_SOCKET),
-            log=str(self._log(self._plan.echoes[0])),
+            log=str(self._fresh_log(unit.containers[0])),
             scratch=str(self.folder),
-            hostname=pods.hostname(self.pod),
+            hostname=pod_files.hostname(self.pod),
             pod=metadata.name,
             namespace=metadata.namespace,
             node=self.pod.spec.node_name,
+            groups=self._groups(unit),
         )
         try:
             self._means.fork_server.fork(request)
@@ -337,7 +380,7 @@ class RunningPod:
         if not self._connect(unit):
             self._ended(unit, None, "it ended at once")
 
-    def _connect(self, unit: _Unit) -> bool:
+    def _connect(self, unit: Unit) -> bool:
         """Whether the pod's echo server is there; it has then been told its ports."""
         try:
             unit.control = EchoControl(self.folder / ECHO_SOCKET)
@@ -359,7 +402,7 @@ class RunningPod:
             unit.wanted = wanted
             unit.control.tell(wanted)
 
-    def _hear_echo(self, unit: _Unit) -> None:
+    def _hear_echo(self, unit: Unit) -> None:
         if unit.control is None:
             return
         report = unit.control.report()
@@ -369,35 +412,52 @@ class RunningPod:
             return
         unit.process = report.process
         failed = "; ".join(f"{protocol} port {port}: {why}" for protocol, port, why in report.failed)
-        unit.state = ContainerState(
-            is_ready=not failed,
-            started_at=unit.state.started_at or _now(),
-            waiting="",
-            message=failed,
-            restarts=unit.state.restarts,
-        )
+        if not unit.state.started_at:
+            for name in unit.containers:
+                self._tell("Started", f"Started container {name}", name)
+        unit.began(unit.state.started_at)
+        unit.state = replace(unit.state, is_ready=not failed, message=failed)
         self.problem = f"the echo server cannot listen: {failed}" if failed else ""
         self._means.changed(self)
         self._start_probes(unit)
         if unit.is_asked:
             self._ask(unit)  # who it is was not known at that time
 
-    # ----- readiness
+    # ----- probes
 
-    def _start_probes(self, unit: _Unit) -> None:
-        """Ensures that each of the unit's containers that has a readiness probe is looked at."""
+    def _start_probes(self, unit: Unit) -> None:
+        """Ensures that each of the unit's containers that has probes is looked at."""
         means = self._means
         for name, probe in unit.probes.items():
-            target = Target(self._node, partial(self._run_in, unit, name))
-            probe.start(means.prober, means.reactor, target, lambda: means.changed(self))
+            listener = Listener(
+                lambda: means.changed(self), partial(self._complain, name), partial(self._probe_failed, unit, name)
+            )
+            probe.start(means.prober, means.reactor, self._target(unit, name), listener)
 
-    def _run_in(self, unit: _Unit, name: str, command: tuple[str, ...], output: int) -> Process:
+    def _target(self, unit: Unit, name: str) -> Target:
+        return Target(self._node, partial(self._run_in, unit, name))
+
+    def _complain(self, container: str, probe: str, message: str) -> None:
+        self._tell("Unhealthy", f"{probe} probe failed: {message}", container, is_warning=True)
+
+    def _probe_failed(self, unit: Unit, container: str, probe: str, plan: Plan) -> None:
+        """The container is of no use as it is: it is asked to end, and started again when it has."""
+        if unit.is_stopping or self.is_ending:
+            return
+        grace = self.pod.spec.termination_grace_period_seconds if plan.grace is None else plan.grace
+        self._tell("Killing", f"Container {container} failed {probe.lower()} probe, will be restarted", container)
+        self._means.reactor.later(self._stop(unit, grace), partial(self._kill, unit, unit.runs))
+
+    def _run_in(self, unit: Unit, name: str, command: tuple[str, ...], output: int) -> Process:
         """Starts a command beside the container's own; called from the prober's thread.
 
         The echo server has no files: a command there gets a sandbox of its own, as by `kproxy exec`.
         """
-        container = self._container(name)
-        sandboxed = self._sandboxed(pods.beside(container, command))
+        groups = self._means.limits.doors(self.uid, unit.name)
+        try:
+            sandboxed = self._sandboxed(pods.beside(self._container(name), command), groups)
+        except ConfigError as error:
+            raise ProcessLookupError(str(error)) from error
         if unit.name == pods.ECHO:
             return sandbox.run_once(sandboxed, self.ns, output)
         if unit.main is None and unit.process is not None:
@@ -406,13 +466,9 @@ class RunningPod:
             raise ProcessLookupError("the container does not run")
         return sandbox.join(sandboxed, unit.main, self.ns, output)
 
-    def _stop_probes(self, unit: _Unit) -> None:
-        for probe in unit.probes.values():
-            probe.stop()
-
     # ----- ending of containers
 
-    def _command_ended(self, unit: _Unit) -> None:
+    def _command_ended(self, unit: Unit) -> None:
         self._let_go_of_command(unit)
         if unit.process is not None:
             reap(unit.process)
@@ -425,34 +481,38 @@ class RunningPod:
         words = sandbox.complaint(self._log(unit.name)) if code is None and not unit.has_begun else ""
         self._ended(unit, code, f"{pods.EXEC_FAILED}{words}" if words else "")
 
-    def _ended(self, unit: _Unit, code: int | None, message: str) -> None:
+    def _ended(self, unit: Unit, code: int | None, message: str) -> None:
         """A container has ended, or could not be started: start it again, or not."""
-        unit.process = unit.main = None
-        self._stop_probes(unit)
+        kills = self._means.limits.kills(self.uid, unit.name)
+        lasted = unit.ended(code, was_out_of_memory=kills > unit.kills and code != 0)
+        unit.stop_probes()
+        self._means.limits.remove(self.uid, unit.name)
         self._means.changed(self)
         if self.is_ending:
-            unit.state = ContainerState(exit_code=code, waiting="", restarts=unit.state.restarts)
+            unit.state = replace(unit.state, waiting="", message="")
             self._tell_if_empty()
             return
         if self._init_left and self._init_left[0].container == unit.name and code == 0:
-            unit.state = ContainerState(is_ready=True, exit_code=0, waiting="")
+            unit.state = replace(unit.state, is_ready=True, waiting="", message="")
             del self._init_left[0]
             self.advance()
             return
         if not pods.is_started_again(self.pod.spec.restart_policy, code):
-            unit.state = ContainerState(exit_code=code, waiting="", message=message, restarts=unit.state.restarts)
+            unit.state = replace(unit.state, waiting="", message=message)
             return
-        delay = unit.backoff.next()
+        delay = unit.backoff.next(lasted)
         why = message or ("nobody saw how it ended" if code is None else f"it ended with exit code {code}")
-        unit.state = ContainerState(
-            exit_code=code, waiting="CrashLoopBackOff", message=why, restarts=unit.state.restarts + 1
-        )
+        unit.state = replace(unit.state, waiting="CrashLoopBackOff", message=why, restarts=unit.state.restarts + 1)
+        if delay:
+            for name in unit.containers:
+                told = f"Back-off restarting failed container {name} in pod {self._kubelets_name}"
+                self._tell("BackOff", told, name, is_warning=True)
         self._means.reactor.later(delay, self.advance)
 
     # ----- ending of the pod
 
-    def ask_to_end(self, grace: int) -> int:
-        """Asks everything in it to end, each container after its own pause (kubelet: killContainer).
+    def ask_to_end(self, grace: int) -> float:
+        """Asks everything in it to end, each container after what has to come before (kubelet: killContainer).
 
         Until a container ends it serves as before, and is looked at as before.
 
@@ -465,24 +525,62 @@ class RunningPod:
         self.is_ending = True
         if self._tell_if_empty():
             return 0
-        longest = 0
         for unit in self._units.values():
-            pause = min(max(0, unit.pause), grace)
-            longest = max(longest, pause)
-            if pause:
-                self._means.reactor.later(pause, partial(self._ask, unit))
-            else:
-                self._ask(unit)
-        # Whoever was paused to the end of the grace still gets a moment.
-        return max(grace, longest + pods.LEAST_GRACE) if longest else grace
+            for name in unit.containers if unit.process is not None else ():
+                self._tell("Killing", f"Stopping container {name}", name)
+        return max(self._stop(unit, grace) for unit in self._units.values())
 
-    @staticmethod
-    def _ask(unit: _Unit) -> None:
+    def _stop(self, unit: Unit, grace: int) -> float:
+        """Asks a unit to end, once its pause and its hooks are over; returns when it has had its time, in seconds."""
+        unit.is_stopping = True
+        containers = [self._container(name) for name in unit.containers]
+        pause = min(max(map(probing.pause, containers)), grace)
+        hooks = [(one.name, found) for one in containers if (found := probing.hook(one, self._first_address))]
+        waiting = len(hooks) + 1
+        run = unit.runs
+
+        def one_is_done() -> None:
+            nonlocal waiting
+            waiting -= 1
+            if not waiting and unit.runs == run:
+                self._ask(unit)
+
+        for name, action in hooks if unit.process is not None else ():
+            done = partial(self._means.reactor.post, one_is_done)
+            # So that there is time left for the polite end; kubelet adds that behind the grace instead.
+            seconds = max(1.0, grace - pods.LEAST_GRACE)
+            self._means.prober.once(action, self._target(unit, name), seconds, partial(self._hook_done, name, done))
+        if hooks and unit.process is None:
+            waiting = 1
+        if pause:
+            self._means.reactor.later(pause, one_is_done)
+        else:
+            one_is_done()
+        # Whoever was paused to the end of the grace still gets a moment.
+        return max(grace, pause + pods.LEAST_GRACE) if pause else grace
+
+    def _hook_done(self, container: str, done: Callable[[], None], message: str) -> None:
+        """Called from the prober's thread."""
+        if message:
+            self._tell("FailedPreStopHook", f"PreStopHook failed: {message}", container, is_warning=True)
+        done()
+
+    @property
+    def _first_address(self) -> str:
+        return self.addresses[0] if self.addresses else ""
+
+    def _ask(self, unit: Unit) -> None:
         unit.is_asked = True
         if unit.process is None:
             return
         main = unit.process if unit.name == pods.ECHO else sandbox.main_process(unit.process)
         send_signal([main or unit.process], signal.SIGTERM)
+
+    @staticmethod
+    def _kill(unit: Unit, run: int) -> None:
+        """Ends a run that was asked to end and did not."""
+        if unit.runs == run and unit.process is not None:
+            send_signal([unit.process], signal.SIGKILL)
 
     def _tell_if_empty(self) -> bool:
         """Whether nothing of it runs any longer; that is then told."""
@@ -498,7 +596,7 @@ class RunningPod:
             NetnsError: a process does not end.
         """
         for unit in self._units.values():
-            self._stop_probes(unit)
+            unit.stop_probes()
             self._let_go_of_command(unit)
             self._let_go_of_echo(unit)
             if unit.process is not None:
@@ -508,18 +606,18 @@ class RunningPod:
             unit.process = None
         kill_strays(self._means.layout, self._means.journal, self.uid, [self.ns])
 
-    def _let_go_of_command(self, unit: _Unit) -> None:
+    def group_names(self) -> Sequence[str]:
+        """The names under which it has control groups."""
+        return tuple(self._units)
+
+    def _let_go_of_command(self, unit: Unit) -> None:
         if unit.watched >= 0:
             self._means.reactor.forget(unit.watched)
             os.close(unit.watched)
             unit.watched = -1
 
-    def _let_go_of_echo(self, unit: _Unit) -> None:
+    def _let_go_of_echo(self, unit: Unit) -> None:
         if unit.control is not None:
             self._means.reactor.forget(unit.control.sock)
             unit.control.close()
             unit.control = None
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

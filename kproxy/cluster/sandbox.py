@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,21 +64,21 @@ class Container:
     Attributes:
         argv: the program, looked up in `PATH` or in the container's own, and its arguments.
         hostname: the pod's, at most 63 characters.
-        hosts: more lines of /etc/hosts: address to names.
         env: environment variables beside PATH, HOME and HOSTNAME.
         working_dir: an absolute path; empty is `/`.
-        files: more files by path, with their text.
+        files: files by path, with their text; /etc/hosts and /etc/resolv.conf among them.
+        groups: the doors of its control groups (see `netns.cgroup.Group.doors`).
         folders: folders of the host's by the path at which they are seen, read-only; pods' users need not be able to
             reach them where they are. Only for a container's own command (`start`).
     """
 
     argv: Sequence[str]
     hostname: str
-    hosts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     folders: Mapping[str, Path] = field(default_factory=dict)
+    groups: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def start(  # noqa: PLR0913 - what runs, where, and its three records
             stderr=output,
             uid=POD_UID,
             gid=POD_UID,
-            setup=partial(_prepare, list(container.folders.values())),
+            setup=partial(_prepare, container.groups, list(container.folders.values())),
             pass_fds=[report, *files.values()],
             journal=journal,
             role=role,
@@ -146,7 +147,7 @@ def run_once(container: Container, ns: Namespace, output: int) -> Process:
             stderr=output,
             uid=POD_UID,
             gid=POD_UID,
-            setup=_limit,
+            setup=partial(_prepare, container.groups),
             pass_fds=list(files.values()),
         )
 
@@ -280,7 +281,7 @@ def join(container: Container, main: Process, ns: Namespace, output: int) -> Pro
             env={},
             stdout=output,
             stderr=output,
-            setup=_limit_without_groups,
+            setup=partial(_limit_without_groups, container.groups),
             pass_fds=list(namespaces.values()),
         )
 
@@ -349,8 +350,9 @@ def _program(name: str, package: str) -> str:
     return program
 
 
-def _prepare(folders: Sequence[Path]) -> None:
+def _prepare(groups: Sequence[str], folders: Sequence[Path] = ()) -> None:
     """Sets the limits, and shows folders where any user can reach them, to this process and its children alone."""
+    libc.join_groups(groups)
     _limit()
     if not folders:
         return
@@ -367,10 +369,13 @@ def _prepare(folders: Sequence[Path]) -> None:
 
 def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_LIMIT, LOG_LIMIT))
+    # A log that is full before it has been turned over loses lines; the program goes on.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _limit_without_groups() -> None:
+def _limit_without_groups(groups: Sequence[str]) -> None:
+    libc.join_groups(groups)
     os.setgroups([])  # inside the user namespace that is forbidden
     _limit()
 
@@ -396,13 +401,11 @@ def _files(container: Container) -> Iterator[dict[str, int]]:
 
 
 def _contents(container: Container) -> dict[str, str]:
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-    lines += [f"{address} {' '.join(names)}" for address, names in container.hosts.items()]
     return {
         "/etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
         "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
         "/etc/hostname": f"{container.hostname}\n",
-        "/etc/hosts": "\n".join(lines) + "\n",
+        "/etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
         "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         "/etc/resolv.conf": "",
         **container.files,

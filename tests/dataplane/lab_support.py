@@ -93,7 +93,7 @@ def ready_pods(client: Client, count: int) -> dict[str, str]:
     """Name to address of all pods, once so many of them are ready."""
 
     def look() -> dict[str, str]:
-        items = [obj for obj in client.list(POD).items if is_ready(obj)]
+        items = [obj for obj in client.list(POD, "default").items if is_ready(obj)]
         return {obj["metadata"]["name"]: obj["status"]["podIP"] for obj in items} if len(items) == count else {}
 
     found: dict[str, str] = until(look, f"{count} pods ready")

@@ -85,11 +85,11 @@ def fill(name: str) -> bool:
             pod("job", command=["sleep", "1000"]),
             pod("on-node", hostNetwork=True),
         )
-        until(lambda: sum(map(is_ready, client.list(POD).items)) == PODS, "pods ready", 5)
+        until(lambda: sum(map(is_ready, client.list(POD, "default").items)) == PODS, "pods ready", 5)
         client.delete(POD, "web", "default")
         client.delete(POD, "job", "default", grace_seconds=0)
         client.delete(POD, "on-node", "default")
-        until(lambda: not client.list(POD).items, "pods gone", 5)
+        until(lambda: not client.list(POD, "default").items, "pods gone", 5)
     except KproxyError:
         return False
     finally:
@@ -132,10 +132,10 @@ def test_a_crash_at_any_third_step_is_mended_by_another_up(name: str) -> None:
             fill(name)
         assert run(UP, name, "none:0") == 0
         client = Client(Layout(name).api_url)
-        for obj in client.list(POD).items:
+        for obj in client.list(POD, "default").items:
             client.delete(POD, obj["metadata"]["name"], "default", grace_seconds=0)
         until(
-            lambda client=client: not client.list(POD).items,
+            lambda client=client: not client.list(POD, "default").items,
             "pods of the crashed control plane gone",
         )
         client.close()
@@ -152,7 +152,7 @@ def test_down_may_be_killed_at_any_step(name: str) -> None:
         client = Client(Layout(name).api_url)
         apply(client, pod("web"), pod("job", command=["sleep", "1000"]))
         until(
-            lambda client=client: sum(map(is_ready, client.list(POD).items)) == 2,
+            lambda client=client: sum(map(is_ready, client.list(POD, "default").items)) == 2,
             "pods ready",
         )
         client.close()
@@ -171,7 +171,7 @@ def test_nothing_is_left_when_one_of_its_processes_was_killed(name: str, role: s
     assert run(UP, name, "none:0") == 0
     client = Client(Layout(name).api_url)
     apply(client, pod("web"), pod("job", command=["sleep", "1000"]))
-    until(lambda: sum(map(is_ready, client.list(POD).items)) == 2, "pods ready")
+    until(lambda: sum(map(is_ready, client.list(POD, "default").items)) == 2, "pods ready")
     client.close()
     victims = [entry.pid for entry in lab.status(name).processes if entry.role == role]
     assert victims
@@ -185,7 +185,7 @@ def test_nothing_is_left_when_everything_was_killed(name: str) -> None:
     assert run(UP, name, "none:0") == 0
     client = Client(Layout(name).api_url)
     apply(client, pod("web"), pod("job", command=["sleep", "1000"]))
-    until(lambda: sum(map(is_ready, client.list(POD).items)) == 2, "pods ready")
+    until(lambda: sum(map(is_ready, client.list(POD, "default").items)) == 2, "pods ready")
     client.close()
     for entry in lab.status(name).processes:
         os.kill(entry.pid, signal.SIGKILL)

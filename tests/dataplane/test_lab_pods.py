@@ -20,6 +20,7 @@ from kproxy.api.kinds import POD
 from kproxy.client import Client
 from kproxy.cluster import clusterfile, lab, sandbox
 from kproxy.cluster.layout import Layout
+from kproxy.cluster.logs import older
 from kproxy.errors import NotFound
 from netns import process
 from netns.build import tear_down
@@ -74,7 +75,11 @@ def test_a_command_that_ends_is_started_again_at_once_and_then_later(up: tuple[L
     until(lambda: container_of(client, "crash").get("restartCount") == 2, "second restart")
     waiting = container_of(client, "crash")["state"]["waiting"]
     assert waiting == {"reason": "CrashLoopBackOff", "message": "it ended with exit code 3"}
-    assert layout.log("default.crash.main").read_text() == "run\nrun\n"
+    log = layout.log("default.crash.main")
+    assert (log.read_text(), older(log).read_text()) == ("run\n", "run\n")
+    last = container_of(client, "crash")["lastState"]["terminated"]
+    assert (last["exitCode"], last["reason"]) == (3, "Error")
+    assert last["startedAt"] <= last["finishedAt"]
     assert status_of(client, "crash")["phase"] == "Running"
 
 

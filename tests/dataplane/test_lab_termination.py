@@ -33,9 +33,9 @@ def up() -> Iterator[tuple[Layout, Client]]:
 def nothing_left(up: tuple[Layout, Client]) -> Iterator[None]:
     yield
     _, client = up
-    for obj in client.list(POD).items:
+    for obj in client.list(POD, "default").items:
         client.delete(POD, obj["metadata"]["name"], "default", grace_seconds=0)
-    until(lambda: not client.list(POD).items, "pods gone")
+    until(lambda: not client.list(POD, "default").items, "pods gone")
 
 
 def lingering(name: str, node: str, seconds: int, **container: object) -> Object:

@@ -11,19 +11,22 @@ import logging
 import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from kproxy.api.kinds import POD, SERVICE, Kind
+from kproxy.api.kinds import CONFIG_MAP, POD, SERVICE, Kind
 from kproxy.api.types import Object, Pod, Service, view
 from kproxy.client import Client, Snapshot, WatchEvent
 from kproxy.cluster import pods, topology
 from kproxy.cluster.clusterfile import ClusterConfig
+from kproxy.cluster.container_unit import moment
+from kproxy.cluster.events import Events
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.pod_addresses import PodAddresses
+from kproxy.cluster.pod_environment import ConfigMaps
+from kproxy.cluster.pod_limits import PodLimits
 from kproxy.cluster.pod_processes import ForkServer, kill_strays, recorded
 from kproxy.cluster.prober import Prober
 from kproxy.cluster.reactor import Reactor
@@ -41,6 +44,8 @@ from netns.topology import NamespaceSpec, Role, Topology, merge
 _LOG = logging.getLogger(__name__)
 RETRY: Final = 2.0
 """Seconds until something that failed is tried again."""
+LOG_PERIOD: Final = 2.0
+"""Seconds between two looks at how long logs have become."""
 
 
 class NodeAgent:
@@ -62,8 +67,23 @@ class NodeAgent:
         self._layout = layout
         self._journal = journal
         self._reactor = Reactor()
-        self._means = Means(layout, journal, fork_server, Prober(), self._reactor, self._note, self._end)
+        self._events = Events(client)
+        self._limits = PodLimits(layout, journal)
+        self._means = Means(
+            layout=layout,
+            config=config,
+            journal=journal,
+            fork_server=fork_server,
+            limits=self._limits,
+            prober=Prober(),
+            reactor=self._reactor,
+            recorder=self._events.recorder("kubelet"),
+            config_maps=self._config_maps,
+            changed=self._note,
+            ended=self._end,
+        )
         self._addresses = PodAddresses(config)
+        self._taken: set[str] = set()
         self._runs: dict[str, RunningPod] = {}
         self._services: dict[tuple[str, str], Service] = {}
         self._pending: list[RunningPod] = []
@@ -71,15 +91,14 @@ class NodeAgent:
         self._early: list[Snapshot | WatchEvent] | None = []
         self._has_pods = False
         self._settled = threading.Event()
-        self._view: tuple[tuple[PodStatus, ...], tuple[ProcessStatus, ...]] = ((), ())
 
     def pods(self) -> tuple[PodStatus, ...]:
-        """All pods that are bound to a node, by namespace and name."""
-        return self._view[0]
+        """All pods that are bound to a node, by namespace and name; from whatever thread."""
+        return tuple(self._pod_statuses())
 
     def processes(self) -> tuple[ProcessStatus, ...]:
-        """The processes of all pods."""
-        return self._view[1]
+        """The processes of all pods; from whatever thread."""
+        return tuple(self._process_statuses())
 
     def wait_until_settled(self, seconds: float) -> bool:
         """Waits until all pods that were there at the start have been looked at; false if that takes longer.
@@ -90,6 +109,8 @@ class NodeAgent:
 
     def run(self, stop: threading.Event) -> None:
         """Works until `stop` is set; pods live on."""
+        self._events.start()
+        self._reactor.later(LOG_PERIOD, self._look_at_logs)
         for kind in (SERVICE, POD):
             threading.Thread(target=self._follow, args=(kind, stop), name=f"agent-{kind.plural}", daemon=True).start()
         while not stop.is_set():
@@ -113,12 +134,29 @@ class NodeAgent:
         if self._pending:
             self._start_pending()
         self._tell()
-        self._view = (tuple(self._pod_statuses()), tuple(self._process_statuses()))
-        if self._has_pods and not any(run.is_unknown for run in self._runs.values()):
+        is_open = self._has_pods and not self._settled.is_set()
+        if is_open and not any(run.is_unknown for run in self._runs.values()):
             self._settled.set()
 
     def _note(self, run: RunningPod) -> None:
         self._dirty[run.uid] = run
+
+    def _look_at_logs(self) -> None:
+        for run in self._runs.values():
+            run.turn_full_logs_over()
+        self._reactor.later(LOG_PERIOD, self._look_at_logs)
+
+    def _config_maps(self, namespace: str) -> ConfigMaps:
+        """Looks ConfigMaps up when a container is started (kubelet: configMapAndSecretChangeDetectionStrategy Get)."""
+
+        def data(name: str) -> Mapping[str, str] | None:
+            try:
+                found: Mapping[str, str] = self._client.get(CONFIG_MAP, name, namespace).get("data") or {}
+            except NotFound:
+                return None
+            return found
+
+        return data
 
     # ----- what the API says
 
@@ -143,7 +181,13 @@ class NodeAgent:
                 self._take_pod(held)
 
     def _services_beside(self, run: RunningPod) -> list[Service]:
-        return [service for (place, _), service in self._services.items() if place == run.pod.metadata.namespace]
+        """Those of the pod's namespace, and the API's, which every container is told of."""
+        namespace = run.pod.metadata.namespace
+        return [
+            service
+            for (place, name), service in self._services.items()
+            if place == namespace or (place, name) == ("default", "kubernetes")
+        ]
 
     def _take_pod(self, item: Snapshot | WatchEvent) -> None:
         if self._early is not None:
@@ -199,6 +243,8 @@ class NodeAgent:
         run = RunningPod(obj, pods.plan(pod, self._config), self._namespace_of(pod), node, self._means)
         run.take_services(self._services_beside(run))
         self._runs[run.uid] = run
+        if not pod.spec.host_network:
+            self._taken.update(run.addresses)
         if not is_dying:
             self._pending.append(run)
         elif run.addresses and namespace.exists(run.ns):
@@ -240,8 +286,8 @@ class NodeAgent:
             # A namespace without an address on record was left half made by somebody who was killed.
             if namespace.exists(run.ns):
                 build.remove(self._parts(run), self._journal, self._layout.namespaces, grace=0)
-            taken = {address for other in self._runs.values() for address in other.addresses}
-            run.addresses = self._addresses.next(run.pod.spec.node_name, taken)
+            run.addresses = self._addresses.next(run.pod.spec.node_name, self._taken)
+            self._taken.update(run.addresses)
         if not run.addresses:
             self._fail(run, "no address is left in the node's podCIDR")
         return bool(run.addresses)
@@ -339,10 +385,19 @@ class NodeAgent:
 
     def _forget(self, run: RunningPod) -> None:
         run.is_gone = True
+        if not run.pod.spec.host_network:
+            self._taken.difference_update(run.addresses)
+        for name in run.group_names():
+            self._remove_group(run.uid, name)
         self._runs.pop(run.uid, None)
         self._dirty.pop(run.uid, None)
         if run in self._pending:
             self._pending.remove(run)
+
+    def _remove_group(self, uid: str, container: str) -> None:
+        """Removes a control group, as soon as the processes that were killed in it have gone."""
+        if not self._limits.remove(uid, container):
+            self._reactor.later(RETRY, lambda: self._remove_group(uid, container))
 
     def _remove_orphans(self, items: Sequence[Object]) -> None:
         """Takes down pods that were made by a control plane before this one and are no longer wanted."""
@@ -362,6 +417,7 @@ class NodeAgent:
             if folder.name not in uids:
                 kill_strays(self._layout, self._journal, folder.name, nodes)
                 shutil.rmtree(folder, ignore_errors=True)
+        self._limits.remove_others(uids, self._remove_group)
 
     # ----- telling
 
@@ -372,9 +428,7 @@ class NodeAgent:
             if run.is_gone or run.is_unknown:
                 continue
             previous = run.obj.get("status") or {}
-            status = pods.status(
-                run.pod, previous, run.observed(self._config.node(run.pod.spec.node_name).addresses), _now()
-            )
+            status = pods.status(run.pod, previous, run.observed(), moment())
             if all(previous.get(key) == value for key, value in status.items()):
                 continue
             metadata = run.pod.metadata
@@ -405,7 +459,3 @@ class NodeAgent:
         for run in sorted(self._runs.values(), key=lambda run: run.title):
             for one in run.processes():
                 yield ProcessStatus("pod", one.pid, run.title)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

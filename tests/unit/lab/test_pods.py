@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kproxy.api.types import Pod, Service, view
-from kproxy.cluster import clusterfile, egress, pods
+from kproxy.cluster import clusterfile, egress, pod_files, pods
 from kproxy.cluster.clusterfile import ImageCommand, Overrides
 from kproxy.cluster.pods import Backoff, ContainerState, Observed
 
@@ -25,10 +25,10 @@ def service(*ports: dict[str, Any], **selector: str) -> Service:
 
 
 def test_a_container_without_a_command_is_an_echo_server() -> None:
-    plan = pods.plan(pod({}, {"command": ["sleep"], "args": ["1"], "env": [{"name": "A", "value": "b"}]}), CONFIG)
+    plan = pods.plan(pod({}, {"command": ["sleep"], "args": ["1"]}), CONFIG)
     assert plan.echoes == ("c0",)
     (command,) = plan.commands
-    assert (command.container, command.argv, command.env) == ("c1", ("sleep", "1"), {"A": "b"})
+    assert (command.container, command.argv) == ("c1", ("sleep", "1"))
 
 
 def test_an_image_may_stand_for_a_local_command() -> None:
@@ -106,10 +106,11 @@ def test_status_of_a_ready_pod() -> None:
     assert (status["phase"], status["podIP"], status["hostIP"]) == ("Running", "10.244.1.2", "192.168.1.2")
     assert status["podIPs"] == [{"ip": "10.244.1.2"}]
     assert {condition["type"]: condition["status"] for condition in status["conditions"]} == {
-        "PodScheduled": "True",
+        "PodReadyToStartContainers": "True",
         "Initialized": "True",
-        "ContainersReady": "True",
         "Ready": "True",
+        "ContainersReady": "True",
+        "PodScheduled": "True",
     }
     assert status["containerStatuses"][0]["state"] == {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
     assert (status["reason"], status["message"]) == (None, None)
@@ -121,7 +122,8 @@ def test_a_condition_keeps_the_time_at_which_it_became_so() -> None:
     assert same == before
     after = pods.status(pod({}), same, observed(ended(1)), "t3")
     times = {condition["type"]: condition["lastTransitionTime"] for condition in after["conditions"]}
-    assert times == {"PodScheduled": "t1", "Initialized": "t1", "ContainersReady": "t3", "Ready": "t3"}
+    assert {name for name, time in times.items() if time == "t3"} == {"ContainersReady", "Ready"}
+    assert {time for name, time in times.items() if name not in ("ContainersReady", "Ready")} == {"t1"}
 
 
 def test_back_off_doubles_up_to_five_minutes() -> None:
@@ -130,10 +132,10 @@ def test_back_off_doubles_up_to_five_minutes() -> None:
 
 
 def test_a_hostname_fits_into_a_label() -> None:
-    assert pods.hostname(pod({})) == "web"
-    assert pods.hostname(pod({}, hostname="other")) == "other"
+    assert pod_files.hostname(pod({})) == "web"
+    assert pod_files.hostname(pod({}, hostname="other")) == "other"
     long = view({"metadata": {"name": "a" * 62 + ".b" * 20}}, Pod)
-    assert pods.hostname(long) == "a" * 62
+    assert pod_files.hostname(long) == "a" * 62
 
 
 def test_egress_masquerades_what_leaves_the_cluster_alone() -> None:

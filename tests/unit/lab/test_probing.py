@@ -9,14 +9,15 @@ import pytest
 
 from kproxy.api.types import Container, view
 from kproxy.cluster import probing
-from kproxy.cluster.probing import Exec, HttpGet, Impossible, Plan, Readiness, TcpSocket
+from kproxy.cluster.probing import Exec, HttpGet, Impossible, Plan, Result, TcpSocket
 
 STANDARD = (("Host", "10.0.0.9:80"), ("User-Agent", "kube-probe/1.36"), ("Accept", "*/*"))
 
 
 def plan_of(probe: dict[str, Any], address: str = "10.0.0.9") -> Plan | None:
     ports = [{"name": "http", "containerPort": 80}]
-    return probing.plan(view({"name": "a", "ports": ports, "readinessProbe": probe}, Container), address)
+    container = view({"name": "a", "ports": ports, "readinessProbe": probe}, Container)
+    return probing.plan(container, container.readiness_probe, address)
 
 
 LOOKS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -52,7 +53,7 @@ def test_a_probe_is_resolved(probe: dict[str, Any], look: object) -> None:
 @pytest.mark.parametrize("probe", [{}, {"grpc": {"port": 80}}])
 def test_what_cannot_be_done_here_is_no_probe(probe: dict[str, Any]) -> None:
     assert plan_of(probe) is None
-    assert probing.plan(Container(readiness_probe=None), "10.0.0.9") is None
+    assert probing.plan(Container(), None, "10.0.0.9") is None
 
 
 def test_ipv6_addresses_stand_in_brackets() -> None:
@@ -90,12 +91,12 @@ ROWS = [
 
 @pytest.mark.parametrize(("successes", "failures", "seen", "verdicts"), ROWS)
 def test_it_takes_so_many_in_a_row(successes: int, failures: int, seen: str, verdicts: str) -> None:
-    readiness = Readiness(Plan(Exec(()), 0, 1, 1, successes, failures))
+    readiness = Result(Plan(Exec(()), 0, 1, 1, successes, failures))
     assert "".join("y" if readiness.take(success=one == "+") else "n" for one in seen) == verdicts
 
 
 def test_what_was_ready_before_stays_so_until_it_has_failed_often_enough() -> None:
-    readiness = Readiness(Plan(Exec(()), 0, 1, 1, 1, 2), is_ready=True)
+    readiness = Result(Plan(Exec(()), 0, 1, 1, 1, 2), initial=True)
     assert [readiness.take(success=False), readiness.take(success=False)] == [True, False]
 
 

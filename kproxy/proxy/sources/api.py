@@ -76,7 +76,11 @@ class ApiSource:
             if complaint:
                 _LOG.info("watching %s: works again", kind.plural)
                 complaint = ""
-            deliver(known.batch(told))
+            batch = known.batch(told)
+            if isinstance(told, RawSnapshot):
+                told.pages.clear()  # tens of megabytes, which would stay until something happens
+            deliver(batch)
+            del batch
 
 
 class Known:

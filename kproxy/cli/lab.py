@@ -19,7 +19,7 @@ from kproxy.cli.connection import lab_option, need_root, the_lab
 from kproxy.cli.documents import read_paths
 from kproxy.cluster import clusterfile, host_check, host_probes
 from kproxy.cluster import lab as labs
-from kproxy.cluster.clusterfile import Overrides
+from kproxy.cluster.clusterfile import PROXY_MODES, Overrides
 from kproxy.cluster.layout import Layout, check_lab_name, current_lab
 from kproxy.cluster.layout import labs as existing_labs
 from kproxy.cluster.status import LabStatus
@@ -50,7 +50,7 @@ def lab() -> None:
 @click.option("--ip-family", type=click.Choice(list(FAMILIES)), help="IPv4, IPv6 or both.  [default: ipv4]")
 @click.option("--service-node-port-range", metavar="FROM-TO", help="Ports for Services.  [default: 30000-32767]")
 @click.option("--dns-replicas", type=click.IntRange(min=0), help="Pods that serve the cluster's names.  [default: 2]")
-@click.option("--proxy-mode", type=click.Choice(["iptables", "none"]), help="none: bring your own proxy.")
+@click.option("--proxy-mode", type=click.Choice(PROXY_MODES), help="none: bring your own proxy.")
 @click.option("--iptables-variant", type=click.Choice(["auto", "legacy", "nft"]), help="Which iptables the nodes use.")
 @click.option("--expose", metavar="ADDRESS", help="Make TCP node ports reachable at this address of the host.")
 @click.option("--timings", is_flag=True, help="Say where the time went.")

@@ -58,6 +58,7 @@ UNUSABLE: Final = tuple(
     for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8")
 )
 """Networks whose addresses the kernel does not route, or not as those of machines."""
+PROXY_MODES: Final = ("iptables", "nftables", "none")
 LABS_FLAGS: Final = frozenset(
     [
         *("config", "hostname-override", "kubeconfig", "manifests", "master"),
@@ -78,7 +79,7 @@ class ProxyConfig(Value, frozen=True):
     """How nodes are proxied.
 
     Attributes:
-        mode: `iptables`, or `none` for nodes in which another proxy is to run.
+        mode: `iptables` or `nftables`, or `none` for nodes in which another proxy is to run.
         variant: `auto`, `legacy` or `nft`; auto is legacy where the kernel has it. One for the whole lab.
         flags: more flags for `kproxy proxy`, without the dashes: `{"masquerade-all": "true"}`.
     """
@@ -445,8 +446,8 @@ class _Builder:
     def _proxy(self, field: str, spec: _ProxySpec, overrides: Overrides) -> ProxyConfig:
         mode = overrides.proxy_mode or spec.mode or "iptables"
         variant = overrides.iptables_variant or spec.variant or "auto"
-        if mode not in ("iptables", "none"):
-            self.errors.append(not_supported(f"{field}.mode", mode, ("iptables", "none")))
+        if mode not in PROXY_MODES:
+            self.errors.append(not_supported(f"{field}.mode", mode, PROXY_MODES))
         if variant not in ("auto", "legacy", "nft"):
             self.errors.append(not_supported(f"{field}.variant", variant, ("auto", "legacy", "nft")))
         self._check_flags(f"{field}.flags", spec.flag_texts())
@@ -506,8 +507,8 @@ class _Builder:
         addresses = self._member_addresses(f"{field}.addresses", spec.addresses, networks["node"], FIRST_NODE + index)
         pod_cidrs = self._pod_cidrs(f"{field}.podCIDRs", spec.pod_cidrs, networks["pod"], index + 1)
         mode = spec.proxy.mode or proxy.mode
-        if mode not in ("iptables", "none"):
-            self.errors.append(not_supported(f"{field}.proxy.mode", mode, ("iptables", "none")))
+        if mode not in PROXY_MODES:
+            self.errors.append(not_supported(f"{field}.proxy.mode", mode, PROXY_MODES))
         if spec.proxy.variant is not None and spec.proxy.variant != proxy.variant:
             detail = "all nodes of a lab use one variant; set spec.proxy.variant"
             self.errors.append(forbidden(f"{field}.proxy.variant", detail))

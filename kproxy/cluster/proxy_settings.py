@@ -14,6 +14,8 @@ from kproxy.api.formats import without_leading_zeros
 from kproxy.cluster.status import ProxySettings
 
 PRIMARY: Final = "primary"
+IPTABLES: Final = "iptables"
+NFTABLES: Final = "nftables"
 _TRUE: Final = ("1", "t", "T", "true", "TRUE", "True")
 _LOOPBACK: Final = ip_address("127.0.0.1")
 
@@ -26,21 +28,24 @@ def effective(flags: Mapping[str, str], addresses: Sequence[str]) -> ProxySettin
         addresses: its node's, one a family.
     """
     node_port_addresses = _node_port_addresses(flags, addresses)
+    mode = flags.get("proxy-mode", IPTABLES)
     return ProxySettings(
+        mode=mode,
         detect_local_mode=flags.get("detect-local-mode", "ClusterCIDR"),
         cluster_cidrs=_networks(flags.get("cluster-cidr", "")),
         pod_bridge_interface=flags.get("pod-bridge-interface", ""),
         pod_interface_name_prefix=flags.get("pod-interface-name-prefix", ""),
         masquerade_all=flags.get("masquerade-all", "false") in _TRUE,
         node_port_addresses=node_port_addresses,
-        localhost_node_ports=flags.get("iptables-localhost-nodeports", "true") in _TRUE
+        localhost_node_ports=mode == IPTABLES
+        and flags.get("iptables-localhost-nodeports", "true") in _TRUE
         and _has_loopback(node_port_addresses),
     )
 
 
 def _node_port_addresses(flags: Mapping[str, str], addresses: Sequence[str]) -> tuple[str, ...]:
     given = _words(flags.get("nodeport-addresses", ""))
-    if given != [PRIMARY]:
+    if given != [PRIMARY] and (given or flags.get("proxy-mode") != NFTABLES):
         return _networks(",".join(given))
     bound = flags.get("bind-address", "")
     own = {ip_address(address).version: ip_address(address) for address in addresses}

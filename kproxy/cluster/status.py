@@ -20,6 +20,7 @@ class ProxySettings(Part, frozen=True):
     """How one proxy works, after defaults and all flags; names are those of KubeProxyConfiguration.
 
     Attributes:
+        mode: `iptables` or `nftables`.
         cluster_cidrs: with ClusterCIDR the first of a family counts; without one pods are not told from others.
         pod_bridge_interface: where packets of pods come in, with BridgeInterface.
         pod_interface_name_prefix: how that interface's name begins, with InterfaceNamePrefix.
@@ -28,6 +29,7 @@ class ProxySettings(Part, frozen=True):
         localhost_node_ports: node ports answer on 127.0.0.1 too.
     """
 
+    mode: str
     detect_local_mode: str
     cluster_cidrs: tuple[str, ...] = msgspec.field(name="clusterCIDRs")
     pod_bridge_interface: str

@@ -8,8 +8,8 @@ Two facts of the kernel belong to the promise, because no rule of a node proxy c
 * A connection works only if the answer comes back through the node that rewrote the destination. With
   externalTrafficPolicy Local a pod that dials *another* node's address keeps its own, so an endpoint on a third node
   answers it directly, from an address that was never dialled: such endpoints are ``lost``.
-* kube-proxy rejects external and load balancer addresses without endpoints in INPUT and FORWARD only. The node itself
-  sends such a packet along its default route, and what happens there is what it gets.
+* In mode iptables kube-proxy rejects external and load balancer addresses without endpoints in INPUT and FORWARD only.
+  The node itself sends such a packet along its default route, and what happens there is what it gets.
 
 What a load balancer of the lab's own promises from outside depends on its kind (`BalancerKind`); from inside, the
 nodes' proxies take its address for their own, unless its ipMode is Proxy.
@@ -75,6 +75,7 @@ class ProxyView:
         pod_interface_name_prefix: --pod-interface-name-prefix.
         masquerade_all: --masquerade-all.
         node_port_addresses: --nodeport-addresses as networks; a family that has none answers on all addresses.
+        mode: --proxy-mode, "iptables" or "nftables".
     """
 
     detect_local_mode: str = "ClusterCIDR"
@@ -83,6 +84,12 @@ class ProxyView:
     pod_interface_name_prefix: str = ""
     masquerade_all: bool = False
     node_port_addresses: tuple[str, ...] = ()
+    mode: str = "iptables"
+
+    @property
+    def is_nftables(self) -> bool:
+        """Whether it works in mode nftables."""
+        return self.mode == "nftables"
 
 
 @dataclass(frozen=True)
@@ -407,11 +414,15 @@ def _served(view: ClusterView, flow: _Flow, proxy: ProxyView) -> Promise:
     frontend = flow.frontend
     candidates = backends(view, frontend.service, frontend.service_port, frontend.family)
     selection = select(candidates, flow.node)
-    if not selection.has_any:
-        return _no_endpoints(view, flow)
-    if frontend.kind is FrontendKind.LOAD_BALANCER and not _in_source_ranges(frontend.service, flow.source):
+    is_no_node_port = frontend.kind is FrontendKind.NODE_PORT and not _has_node_ports(proxy, frontend)
+    if is_no_node_port and proxy.is_nftables:
+        return Promise(Verdict.REFUSED, is_closed=True)
+    is_filtered = frontend.kind is FrontendKind.LOAD_BALANCER and not _in_source_ranges(frontend.service, flow.source)
+    if not selection.has_any and not (is_filtered and proxy.is_nftables):
+        return Promise(Verdict.REFUSED) if proxy.is_nftables else _no_endpoints(view, flow)
+    if is_filtered:
         return Promise(Verdict.DROPPED)
-    if frontend.kind is FrontendKind.NODE_PORT and not _has_node_ports(proxy, frontend):
+    if is_no_node_port:
         # What drops packets under a local policy goes by the port alone, on whichever of the node's addresses.
         is_dropped = frontend.service.spec.external_traffic_policy == "Local" and not selection.local
         return Promise(Verdict.DROPPED) if is_dropped else Promise(Verdict.REFUSED, is_closed=True)
@@ -710,7 +721,7 @@ def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...], *, mas
         if where is None:
             continue
         source = _source_seen(flow, backend, *where, masquerades=masquerades)
-        if source == flow.source and _is_martian(flow, where[0]):
+        if source == flow.source and _is_martian(flow, backend, where[0]):
             unreached.append(backend.text)
             continue
         if source == flow.source and not _returns(flow, where[0]):
@@ -740,7 +751,7 @@ def _where(view: ClusterView, address: str) -> tuple[NodeView, bool] | None:
 
 def _source_seen(flow: _Flow, backend: Backend, node: NodeView, is_pod: bool, *, masquerades: bool) -> str:
     """The address that the endpoint sees the client at."""
-    is_hairpin = flow.source == backend.address
+    is_hairpin = flow.source == backend.address and _hides_hairpins(flow, node)
     if not (masquerades or is_hairpin):
         return flow.source
     family = ip_address(backend.address).version
@@ -753,9 +764,16 @@ def _source_seen(flow: _Flow, backend: Backend, node: NodeView, is_pod: bool, *,
     return towards_pods or first_of_family(flow.node.addresses, family) or flow.source
 
 
-def _is_martian(flow: _Flow, endpoint_node: NodeView) -> bool:
-    """Whether the endpoint's node sees its own address as the source of a packet that comes from another node."""
-    is_own = flow.node.name != endpoint_node.name and flow.source in endpoint_node.addresses
+def _hides_hairpins(flow: _Flow, endpoint_node: NodeView) -> bool:
+    """Whether an endpoint that reaches itself sees another address; in mode nftables only where it runs."""
+    proxy = flow.node.proxy
+    return proxy is None or not proxy.is_nftables or flow.node.name == endpoint_node.name
+
+
+def _is_martian(flow: _Flow, backend: Backend, endpoint_node: NodeView) -> bool:
+    """Whether the endpoint, or its node, sees its own address as the source of a packet from another node."""
+    own = (backend.address, *endpoint_node.addresses)
+    is_own = flow.node.name != endpoint_node.name and flow.source in own
     return is_own and flow.frontend.family == FAMILY_WITH_MARTIANS
 
 

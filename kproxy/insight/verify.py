@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
+from kproxy.insight.map_chains import chains_of
 from kproxy.insight.oracle import (
     KEPT,
     Answer,
@@ -382,8 +383,15 @@ class Prover:
     # -- second pass
 
     def _why(self, proof: Proof) -> tuple[str, ...]:
-        row, family = proof.row, proof.row.frontend.family
-        readers = [self._reader(name) for name in _nodes_on_the_way(self._surroundings.view, proof)]
+        row, family, view = proof.row, proof.row.frontend.family, self._surroundings.view
+        on_the_way = _nodes_on_the_way(view, proof)
+        by_maps = {node.name for node in view.nodes if node.proxy is not None and node.proxy.is_nftables}
+        rewriting = _rewriting_node(view, row)
+        if rewriting is not None and rewriting.name in by_maps and rewriting.name in on_the_way:
+            namespace = self._surroundings.namespaces[f"node/{rewriting.name}"]
+            at = row.frontend
+            return chains_of(namespace, family, at.address, at.protocol, at.port)
+        readers = [self._reader(name) for name in on_the_way if name not in by_maps]
         before = [reader.read(family) for reader in readers]
         timeout = DROP_TIMEOUT if proof.seen.verdict is Verdict.DROPPED else ROUND_TIMEOUT
         self._stations[row.place.client].probe([_probe(row)], timeout=timeout, attempts=ATTEMPTS)

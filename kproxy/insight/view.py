@@ -91,6 +91,7 @@ def proxy_view(settings: ProxySettings | None) -> ProxyView | None:
     if settings is None:
         return None
     return ProxyView(
+        mode=settings.mode,
         detect_local_mode=settings.detect_local_mode,
         cluster_cidrs=settings.cluster_cidrs,
         pod_bridge_interface=settings.pod_bridge_interface,

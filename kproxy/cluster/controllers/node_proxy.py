@@ -35,6 +35,7 @@ def flags(config: ClusterConfig, node: NodeConfig, layout: Layout, variant: str)
     return {
         "kubeconfig": str(layout.kubeconfig(node.name)),
         "hostname-override": node.name,
+        "proxy-mode": node.proxy.mode,
         "cluster-cidr": ",".join(config.pod_networks),
         "iptables-variant": variant,
         # The lab has few changes and a person who waits for each.

@@ -180,7 +180,7 @@ def test_a_host_network_pod_is_an_endpoint_but_no_place() -> None:
     assert "pod/default/host" not in {row.place.client for row in rows(view, view.services)}
 
 
-SETTINGS = ProxySettings("NodeCIDR", ("10.244.0.0/16",), "br0", "veth", True, ("192.168.1.0/24",), False)
+SETTINGS = ProxySettings("iptables", "NodeCIDR", ("10.244.0.0/16",), "br0", "veth", True, ("192.168.1.0/24",), False)
 STATUS = LabStatus(
     name="lab",
     ip_families=("IPv4",),

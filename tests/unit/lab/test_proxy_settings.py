@@ -70,6 +70,7 @@ def test_the_flags_of_a_node_are_those_that_its_proxy_gets() -> None:
         *(f"--{name}={value}" for name, value in given.items()),
     ]
     assert effective(given, config.nodes[0].addresses) == ProxySettings(
+        mode="iptables",
         detect_local_mode="ClusterCIDR",
         cluster_cidrs=config.pod_networks,
         pod_bridge_interface="",

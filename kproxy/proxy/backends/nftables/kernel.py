@@ -14,13 +14,15 @@ from kproxy.proxy.backends.nftables import names
 from kproxy.proxy.backends.nftables.containers import Part, fixed_containers, key_text, node_port_addresses
 from kproxy.proxy.backends.nftables.layout import BASE_CHAINS
 from kproxy.proxy.backends.nftables.messages import Messages, address_family
+from kproxy.proxy.backends.nftables.statements import Verdict
 from kproxy.proxy.backends.nftables.table import Found
 from kproxy.proxy.family import Family
-from kproxy.proxy.netlink import Netlink, attribute, attributes, nfnetlink_body
+from kproxy.proxy.netlink import NLA_F_NESTED, Netlink, attribute, attributes, nfnetlink_body
 
 _GET_GENERATION = 16
 _GENERATION_ID = 1
 _HEAD = 4
+_DATA_VERDICT = 2
 _UDP = socket.IPPROTO_UDP
 _FRONTENDS = (
     names.SERVICE_IPS,
@@ -126,6 +128,24 @@ class KernelTable:
         for message in self._ask(kinds.GET_ELEMENT, wanted):
             for _, element in kinds.elements_in(bytes(message)):
                 yield element[_HEAD:]
+
+    def verdict(self, container: str, key: bytes) -> str:
+        """What a verdict map has for a key: the chain's name, or the verdict's; empty when it has nothing.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        table = attribute(kinds.ELEMENTS_TABLE, names.TABLE.encode() + b"\0")
+        wanted = table + attribute(kinds.ELEMENTS_SET, container.encode() + b"\0")
+        wanted += attribute(kinds.ELEMENTS | NLA_F_NESTED, kinds.element(key, b""))
+        try:
+            (message,) = self._ask(kinds.GET_ELEMENT, wanted, has_dump=False)
+        except FileNotFoundError:
+            return ""
+        ((_, element),) = kinds.elements_in(bytes(message))
+        data = attributes(attributes(element[_HEAD:])[kinds.ELEMENT_DATA])
+        code, chain = (attributes(data[_DATA_VERDICT]).get(kind, b"") for kind in (1, 2))
+        return _text(chain) or Verdict(struct.unpack("!i", code)[0]).text
 
     def rules(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Every rule of the table in order: its chain, its expressions and its user data.

@@ -271,7 +271,7 @@ class Client:
         path = kind.path(namespace, quote(name, safe="")) + (f"/{subresource}" if subresource else "")
         return _object(self.request("PATCH", path, body=patch, content_type="application/merge-patch+json"))
 
-    def delete(
+    def delete(  # noqa: PLR0913 - Kubernetes' own options, all by name
         self,
         kind: Kind,
         name: str,
@@ -279,6 +279,7 @@ class Client:
         *,
         grace_seconds: int | None = None,
         uid: str = "",
+        propagation: str = "",
     ) -> Object:
         """Deletes the object, or begins to; returns its last state, or the Status.
 
@@ -288,6 +289,7 @@ class Client:
             namespace: None for kinds without namespaces.
             grace_seconds: for pods, how long their processes may take to end; 0 removes the object at once.
             uid: when given, only the object with this uid is meant, not a later one of the same name.
+            propagation: what becomes of objects that it owns: "Background", "Foreground", "Orphan"; "" leaves it open.
 
         Raises:
             NotFound: there is none.
@@ -299,6 +301,8 @@ class Client:
             options["gracePeriodSeconds"] = grace_seconds
         if uid:
             options["preconditions"] = {"uid": uid}
+        if propagation:
+            options["propagationPolicy"] = propagation
         return _object(self.request("DELETE", kind.path(namespace, quote(name, safe="")), body=options))
 
     def apply(

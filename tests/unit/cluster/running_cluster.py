@@ -16,7 +16,7 @@ from kproxy.client import Client, WatchEvent
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.apiserver import Server, serve
 from kproxy.cluster.controllers.manager import ControllerManager
-from kproxy.cluster.store import Store
+from kproxy.cluster.store import DEFAULT_HISTORY, Store
 from kproxy.errors import NotFound
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Api:
         self.client = Client(self.url)
         self.start()
 
-    def start(self) -> None:
-        self.store = Store(self.database)
+    def start(self, history: int = DEFAULT_HISTORY) -> None:
+        self.store = Store(self.database, history=history)
         self.server: Server = serve(self.store, self.socket, cluster=self.settings, lab_status=lambda: {"name": "lab"})
 
     def stop(self) -> None:

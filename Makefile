@@ -57,9 +57,10 @@ $(VENV)/.installed: requirements-build.txt requirements.txt pyproject.toml | pac
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat -e .; \
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt .ci/install-kubectl $(VENV)/.installed
 	@$(GIVE_BACK); \
 	$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements-dev.txt; \
+	bash .ci/install-kubectl $(BIN)/kubectl; \
 	touch $@
 
 # sudo does not search .venv/bin. A link that we did not make is left alone.

@@ -108,7 +108,6 @@ _WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
 
 # The same seen from the other side, for types of which nearly everything counts.
 _WITHOUT_EFFECT: Final[dict[str, frozenset[str]]] = {
-    "V1ServiceSpec": frozenset(("loadBalancerClass", "loadBalancerIP")),
     "V1NodeSpec": frozenset(("configSource", "externalID", "providerID")),
 }
 

@@ -124,6 +124,7 @@ class Balancer:
         self._recorder = self._events.recorder(COMPONENT)
         self._objects: dict[Kind, dict[Key, Object]] = {}
         self._is_noted = False
+        self._has_begun = False
         self._said: status.LoadBalancersStatus | None = None
         self._rules = ""
         self._serving: dict[str, frozenset[str]] = {}
@@ -191,7 +192,17 @@ class Balancer:
         is_known = {
             key: all(self._checker.is_healthy(target) is not None for target in found) for key, found in targets.items()
         }
-        balances = [balance(claim, shares[claim.key].addresses, members, self._checker.is_healthy) for claim in served]
+        # Right after a start nobody is known, and what the one before us has set up stands.
+        self._has_begun = self._has_begun or all(is_known.values())
+        if not self._has_begun:
+            return
+        # A new address is announced once, by the node that comes first, not by each that answers before it.
+        balances = [
+            balance(
+                claim, shares[claim.key].addresses, members if is_known[claim.key] else (), self._checker.is_healthy
+            )
+            for claim in served
+        ]
         self._serve(balances)
         for claim in claims:
             if is_known.get(claim.key, True):

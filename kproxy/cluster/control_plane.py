@@ -417,7 +417,7 @@ def node_object(node: NodeConfig) -> Object:
 
 def node_status(node: NodeConfig) -> Object:
     """The Node's status: its addresses, and that it is ready."""
-    from kproxy.api.kinds import KUBERNETES_VERSION
+    from kproxy.cluster.node_info import node_info
 
     addresses = [{"type": "InternalIP", "address": address} for address in node.addresses]
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "the lab's node agent serves it"}
@@ -426,11 +426,7 @@ def node_status(node: NodeConfig) -> Object:
         "conditions": [ready],
         # Nodes share the machine and are alike: equal parts of it, which is what topology-mode goes by.
         "allocatable": {"cpu": "1"},
-        "nodeInfo": {
-            "operatingSystem": "linux",
-            "kernelVersion": os.uname().release,
-            "kubeletVersion": KUBERNETES_VERSION,
-        },
+        "nodeInfo": node_info(),
     }
 
 

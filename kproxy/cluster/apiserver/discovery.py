@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +20,7 @@ from kproxy.cluster.apiserver import responses
 from kproxy.cluster.apiserver.negotiation import accepted
 from kproxy.cluster.apiserver.paths import SERVED
 from kproxy.cluster.apiserver.responses import JSON
+from kproxy.cluster.node_info import architecture
 
 OBJECT_VERBS: Final = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 """What can be done with the objects of every kind."""
@@ -226,7 +226,6 @@ def _response_kind(kind: Kind) -> dict[str, str]:
 
 def _version() -> dict[str, str]:
     major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".", maxsplit=2)
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
     return {
         "major": major,
         "minor": minor,
@@ -236,7 +235,7 @@ def _version() -> dict[str, str]:
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "",
         "compiler": "",
-        "platform": f"linux/{machine}",
+        "platform": f"linux/{architecture()}",
     }
 
 

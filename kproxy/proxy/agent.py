@@ -283,8 +283,7 @@ class Agent:
     def _write(self, proxier: Proxier, *, is_full: bool) -> None:
         around = circumstances(self._config, self._node_name, self._node, proxier.family)
         if is_full or not self._config.is_nftables:  # kube-proxy looks for addresses at each sync in one mode only
-            has_scope = self._config.nodeport_addresses or self._config.is_nftables
-            addresses = self._local_addresses() if has_scope else ()
+            addresses = self._local_addresses() if self._config.has_chosen_node_ports else ()
             proxier.node_ports = node_port_scope(self._config, self._node, proxier.family, addresses)
         delta = proxier.tracker.delta(around, proxier.node_ports, is_full=is_full)
         if self._config.is_nftables:

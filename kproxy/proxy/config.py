@@ -111,6 +111,11 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
         """The mode's own: seconds between two syncs."""
         return self.nftables_min_sync_period if self.is_nftables else self.iptables_min_sync_period
 
+    @property
+    def has_chosen_node_ports(self) -> bool:
+        """Whether node ports may answer on some of the node's addresses only."""
+        return bool(self.nodeport_addresses) or self.is_nftables
+
     def detector_cidr(self, family: Family) -> str:
         """The first --cluster-cidr of a family; empty when there is none."""
         return next((cidr for cidr in self.cluster_cidr if family.has(cidr)), "")

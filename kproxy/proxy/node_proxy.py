@@ -307,7 +307,7 @@ def node_port_addresses(config: ProxyConfig, node: NodeFacts, family: Family) ->
 
 def _health_addresses(config: ProxyConfig, node: NodeFacts, family: Family) -> Callable[[], Iterable[str]]:
     def addresses() -> Iterable[str]:
-        return health_check_addresses(config, node, family, local_addresses() if config.nodeport_addresses else ())
+        return health_check_addresses(config, node, family, local_addresses() if config.has_chosen_node_ports else ())
 
     return addresses
 

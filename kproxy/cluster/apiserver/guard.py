@@ -14,7 +14,7 @@ from aiohttp import web
 
 from kproxy.api.types import Object
 from kproxy.cluster import rights, statuses
-from kproxy.cluster.apiserver import protobuf_reviews, requests, responses
+from kproxy.cluster.apiserver import requests, responses
 from kproxy.cluster.rights import ADMIN, Asked, Identity
 from kproxy.cluster.tokens import Tokens
 
@@ -70,7 +70,7 @@ class Guard:
     async def review_access(self, request: web.Request) -> web.StreamResponse:
         """Answers a SelfSubjectAccessReview."""
         who = self.identify(request)
-        review = await _review(request)
+        review = await requests.body(request)
         is_allowed = self._is_allowed(who, _reviewed(review.get("spec")))
         return responses.json({**review, "status": {"allowed": is_allowed}}, 201)
 
@@ -90,15 +90,6 @@ def _is_from_unix_socket(request: web.Request) -> bool:
         return False
     connection = request.transport.get_extra_info("socket")
     return connection is not None and connection.family == socket.AF_UNIX
-
-
-async def _review(request: web.Request) -> Object:
-    if request.content_type != protobuf_reviews.CONTENT_TYPE:
-        return await requests.body(request)
-    try:
-        return protobuf_reviews.read_access_review(await request.read())
-    except ValueError as error:
-        raise statuses.bad_request(f"the body is no SelfSubjectAccessReview: {error}") from error
 
 
 async def _name_in_body(request: web.Request) -> str:

@@ -1,4 +1,4 @@
-"""``kproxy render``: what a node's iptables would hold, offline and without root."""
+"""``kproxy render``: what a node's kernel would hold, offline and without root."""
 
 from __future__ import annotations
 
@@ -6,23 +6,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kproxy.api.types import Node
+import msgspec
+
+from kproxy.api.types import Node, ServiceCIDR
 from kproxy.errors import InvalidInput, UserError
 from kproxy.proxy.backends.iptables.render import RuleSet
 from kproxy.proxy.backends.iptables.rules import COUNTERS
+from kproxy.proxy.backends.nftables.table import Found, Table
+from kproxy.proxy.backends.nftables.text import script
 from kproxy.proxy.changes import Change, ObjectKey, Tracker
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.family import Family
 from kproxy.proxy.flags import configuration, parse_flags
 from kproxy.proxy.node import facts
-from kproxy.proxy.setup import LOOPBACK, HostFeatures, circumstances, iptables_settings, node_port_scope
+from kproxy.proxy.setup import (
+    LOOPBACK,
+    HostFeatures,
+    circumstances,
+    iptables_settings,
+    nftables_settings,
+    node_port_scope,
+    service_cidrs,
+)
 from kproxy.proxy.sources.directory import read_directory
 
 USAGE = """\
 Usage: kproxy render --manifests DIR --node NODE [--family ipv4|ipv6] [--features NAME=yes|no,...] [kube-proxy's flags]
 
 Prints what iptables-save would print on NODE once `kproxy proxy` has programmed the Services and EndpointSlices of DIR,
-tables filter and nat. Needs neither root nor the node.
+tables filter and nat; with --proxy-mode=nftables the commands that make its table, for `nft -f`. Needs neither root nor
+the node.
 
   --features  nfacct: the kernel has packet counters (nfnetlink_acct); random-fully: MASQUERADE knows --random-fully;
               tcp-be-liberal: conntrack takes packets out of window for valid. Default: what this host has.
@@ -53,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def rendered(config: ProxyConfig, node_name: str, family: Family, host: HostFeatures) -> str:
-    """What iptables-save would print, for the manifests that ``config`` names.
+    """What iptables-save would print, or what nft takes, for the manifests that ``config`` names.
 
     Raises:
         InvalidInput: something is wrong with the manifests.
@@ -73,8 +86,14 @@ def rendered(config: ProxyConfig, node_name: str, family: Family, host: HostFeat
     tracker.take(Change(key, None, value) for key, value in objects.items())
     around = circumstances(config, node_name, node, family)
     scope = node_port_scope(config, node, family, (*node.addresses, LOOPBACK[family]))
+    delta = tracker.delta(around, scope, is_full=True)
+    if config.is_nftables:
+        cidrs = service_cidrs((obj for obj in objects.values() if isinstance(obj, ServiceCIDR)), family)
+        table = Table(nftables_settings(config, node, family))
+        steps = table.take(msgspec.structs.replace(delta, service_cidrs=cidrs))
+        return "\n".join((*script(steps, table, Found(), family), ""))
     rules = RuleSet(iptables_settings(config, node, family, host))
-    rules.take(tracker.delta(around, scope, is_full=True))
+    rules.take(delta)
     return rules.saved()
 
 

@@ -106,6 +106,11 @@ def _subject(client: Client, layout: Layout, status: LabStatus, name: str) -> _S
         raise UserError(f'node "{name}" runs no proxy of ours: there is no plan to compare its kernel with')
     variant: Variant = "nft" if status.proxy.variant == "nft" else "legacy"
     config = parse_arguments(arguments(cluster, own, layout, variant)[1:])
+    if config.is_nftables:
+        raise UserError(
+            f'node "{name}" works in mode nftables, whose rules have no counters: audit compares iptables rules. '
+            f"`kproxy exec {name} -- nft list table ip kube-proxy` shows the table, `kproxy lab resync` writes it anew"
+        )
     try:
         node = typed(client.get(NODE, name), Node)
     except NotFound:

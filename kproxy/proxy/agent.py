@@ -20,7 +20,7 @@ from kproxy.proxy import metrics as names
 from kproxy.proxy.backends import Backend, Condition
 from kproxy.proxy.changes import Batch, Change, HealthCheck, Tracker
 from kproxy.proxy.config import ProxyConfig
-from kproxy.proxy.family import Family, canonical_cidr
+from kproxy.proxy.family import Family
 from kproxy.proxy.health import Health
 from kproxy.proxy.metrics import Metrics
 from kproxy.proxy.node import NodeFacts, facts
@@ -28,7 +28,7 @@ from kproxy.proxy.plan import NodePortScope
 from kproxy.proxy.progress import Progress
 from kproxy.proxy.runner import MAX_INTERVAL, Runner
 from kproxy.proxy.services import ServiceName
-from kproxy.proxy.setup import circumstances, node_port_scope
+from kproxy.proxy.setup import circumstances, node_port_scope, service_cidrs
 from kproxy.proxy.stale_flows import UdpPorts
 
 _LOG = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Agent:
         self._progress, self._health, self._metrics = reports
         self._node = NodeFacts()
         self._reached: dict[str, int] = {}
-        self._service_cidrs: dict[str, tuple[str, ...]] = {}
+        self._service_cidrs: dict[str, ServiceCIDR] = {}
         self._has_started = False
 
     # what comes in
@@ -231,7 +231,7 @@ class Agent:
         """Unlike kube-proxy's, they take effect at once, not within the hour."""
         self._service_cidrs.pop(name, None)
         if found is not None:
-            self._service_cidrs[name] = found.spec.cidrs
+            self._service_cidrs[name] = found
         for proxier in self._proxiers:
             self._trigger(proxier, now)
 
@@ -287,12 +287,10 @@ class Agent:
             proxier.node_ports = node_port_scope(self._config, self._node, proxier.family, addresses)
         delta = proxier.tracker.delta(around, proxier.node_ports, is_full=is_full)
         if self._config.is_nftables:
-            delta = msgspec.structs.replace(delta, service_cidrs=self._service_cidrs_of(proxier.family))
+            delta = msgspec.structs.replace(
+                delta, service_cidrs=service_cidrs(self._service_cidrs.values(), proxier.family)
+            )
         proxier.backend.apply(delta)
-
-    def _service_cidrs_of(self, family: Family) -> tuple[str, ...]:
-        known = (canonical_cidr(cidr) for cidrs in self._service_cidrs.values() for cidr in cidrs)
-        return tuple(sorted({cidr for cidr in known if cidr and family.has(cidr)}))
 
     def _has_succeeded(self, proxier: Proxier, clock: Callable[[], float], *, is_full: bool) -> None:
         """The order is kube-proxy's: metrics, health, health check ports, endpoint counts, conntrack."""

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 
 import msgspec
 
+from kproxy.api.types import ServiceCIDR
 from kproxy.proxy.backends.iptables.rules import Settings
 from kproxy.proxy.backends.nftables import layout as nftables
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.detection import detector
 from kproxy.proxy.endpoints import NodeIdentity
-from kproxy.proxy.family import Family, canonical_address, contains
+from kproxy.proxy.family import Family, canonical_address, canonical_cidr, contains
 from kproxy.proxy.node import NodeFacts
 from kproxy.proxy.plan import Circumstances, NodePortScope
 
@@ -82,6 +83,12 @@ def circumstances(config: ProxyConfig, name: str, node: NodeFacts, family: Famil
         has_detector=detector(config, family, node.pod_cidrs.get(family, "")) is not None,
         masquerade_all=config.masquerade_all,
     )
+
+
+def service_cidrs(objects: Iterable[ServiceCIDR], family: Family) -> tuple[str, ...]:
+    """Where cluster IPs of a family are taken from: all ServiceCIDRs together, canonical, each once, sorted."""
+    known = (canonical_cidr(cidr) for each in objects for cidr in each.spec.cidrs)
+    return tuple(sorted({cidr for cidr in known if cidr and family.has(cidr)}))
 
 
 def node_port_scope(

@@ -15,12 +15,13 @@ from typing import IO, Any
 import click
 
 from kproxy.api.kinds import POD
-from kproxy.api.types import Object
+from kproxy.api.types import Container, Object, Pod, view
 from kproxy.cli import candidates, places
 from kproxy.cli.connection import connect, lab_option, lab_status, namespace_option, the_lab
 from kproxy.client import Client
-from kproxy.cluster import host
+from kproxy.cluster import host, pod_exec
 from kproxy.cluster.layout import Layout
+from kproxy.cluster.logs import older
 from kproxy.errors import NotFound, Unreachable, UserError
 from netns.errors import NetnsError
 from netns.namespace import named
@@ -44,12 +45,14 @@ NOT_RUN: dict[type[OSError], int] = {FileNotFoundError: 127, PermissionError: 12
 @click.argument("command", metavar="-- COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, expose_value=False, help="For kubectl's sake: stdin is always passed on.")
 @click.option("-t", "--tty", is_flag=True, expose_value=False, help="For kubectl's sake: so is the terminal.")
+@click.option("-c", "--container", default="", help="Of a pod, which container; default: the first.")
 @namespace_option
 @lab_option
-def exec_(place: str, command: tuple[str, ...], lab: str | None, namespace: str) -> None:
+def exec_(place: str, command: tuple[str, ...], lab: str | None, namespace: str, container: str) -> None:
     """Run a command in a pod, on a node, or on a client outside.
 
-    On a node it is root among the node's interfaces and rules; in a pod it is as confined as the pod's own processes.
+    On a node it is root among the node's interfaces and rules. In a pod it is as confined as the pod's own processes,
+    and beside them if the container runs a command of its own.
     The exit status is the command's; 127 if there is no such command, 126 if it cannot be run.
     """
     layout = the_lab(lab)
@@ -57,17 +60,31 @@ def exec_(place: str, command: tuple[str, ...], lab: str | None, namespace: str)
     argv = command[1:] if command[0] == "--" else command
     if not argv:
         raise UserError("name a command after --")
-    found = places.find(lab_status(connect(layout)), place, namespace)
-    is_pod = found.kind == "pod"
+    client = connect(layout)
+    found = places.find(lab_status(client), place, namespace)
+    pod = client.get(POD, found.name, found.pod_namespace) if found.kind == "pod" else None
     _forget_signals()
     try:
-        host.exec_in(layout, found.netns, (*IN_A_POD, *argv) if is_pod else argv, is_pod=is_pod)
+        if pod is not None:
+            typed = view(pod, Pod)
+            one = _container_of(typed, container or _containers(pod)[0])
+            pod_exec.exec_in(layout, found.netns, typed, one, (*IN_A_POD, *argv))
+        host.exec_in(layout, found.netns, argv)
     except NetnsError as error:
         status = next((status for cause, status in NOT_RUN.items() if isinstance(error.__cause__, cause)), None)
         if status is None:
             raise
         click.echo(f"error: {error.reason}", err=True)
         sys.exit(status)
+
+
+def _container_of(pod: Pod, name: str) -> Container:
+    containers = (*pod.spec.containers, *pod.spec.init_containers)
+    found = next((one for one in containers if one.name == name), None)
+    if found is None:
+        names = ", ".join(one.name for one in containers)
+        raise UserError(f"container {name} is not valid for pod {pod.metadata.name}: it has {names}")
+    return found
 
 
 def _forget_signals() -> None:
@@ -87,6 +104,7 @@ class _Log:
 @click.command
 @click.argument("place", metavar="POD|NODE|control-plane", shell_complete=candidates.places)
 @click.option("-c", "--container", default="", help="Which container; default: the first.")
+@click.option("-p", "--previous", is_flag=True, help="What a pod's container wrote in its run before this one.")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until interrupted, or until the pod is gone.")
 @click.option("--tail", type=click.IntRange(min=0), default=None, metavar="N", help="The last N lines only.")
 @namespace_option
@@ -121,7 +139,8 @@ def _log_of(layout: Layout, place: str, options: dict[str, Any]) -> _Log:
     container = options["container"] or containers[0]
     if container not in containers:
         raise UserError(f"container {container} is not valid for pod {found.name}: it has {', '.join(containers)}")
-    return _Log(layout.log(f"{found.pod_namespace}.{found.name}.{container}"), lambda: _is_gone(client, pod))
+    path = layout.log(f"{found.pod_namespace}.{found.name}.{container}")
+    return _Log(older(path) if options["previous"] else path, lambda: options["previous"] or _is_gone(client, pod))
 
 
 def _is_gone(client: Client, pod: Object) -> bool:
@@ -147,6 +166,8 @@ def _follow(file: IO[str], is_over: Callable[[], bool]) -> None:
         was_over = False
         if time.monotonic() - asked > ASK_AGAIN:
             was_over, asked = is_over(), time.monotonic()
+        if os.fstat(file.fileno()).st_size < file.tell():  # it was turned over
+            file.seek(0)
         if line := file.readline():
             sys.stdout.write(line)
         elif was_over:

@@ -82,23 +82,16 @@ def run_on(layout: Layout, node: str, argv: Sequence[str], text: str = "") -> st
     return str(done.stdout)
 
 
-def exec_in(layout: Layout, netns: str, argv: Sequence[str], *, is_pod: bool) -> NoReturn:
-    """Becomes the program `argv` in one of the lab's network namespaces: in a pod's sandbox, or as root elsewhere.
+def exec_in(layout: Layout, netns: str, argv: Sequence[str]) -> NoReturn:
+    """Becomes the program `argv` as root in the network namespace of a node, a client or the router.
 
     Args:
         layout: the lab.
         netns: name of the network namespace.
         argv: program and arguments.
-        is_pod: whether it is confined as the pod's own processes are.
 
     Raises:
-        HostError: bubblewrap is not installed.
         NetnsError: there is no such namespace, or the program cannot be run.
     """
-    ns = named(netns, layout.namespaces)
     member = netns.removeprefix(layout.netns(""))
-    if is_pod:
-        env = {"TERM": os.environ["TERM"]} if "TERM" in os.environ else {}
-        hostname = member.partition(".")[2] or member
-        sandbox.become(sandbox.Container(argv, hostname[:63].rstrip("-."), env=env), ns)
-    enter_and_exec(ns, argv, environment(layout, member, os.environ))
+    enter_and_exec(named(netns, layout.namespaces), argv, environment(layout, member, os.environ))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kproxy.cluster.layout import Layout
+from kproxy.cluster.logs import older
 
 
 class PodAccess:
@@ -20,11 +21,14 @@ class PodAccess:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
 
-    def log(self, namespace: str, name: str, container: str) -> Path:
-        """The file that a container's output is appended to; it may not be there yet."""
-        return self._layout.log(f"{namespace}.{name}.{container}")
+    def log(self, namespace: str, name: str, container: str, *, is_previous: bool = False) -> Path:
+        """The file that a container's output is appended to, or that of the run before; it may not be there yet."""
+        path = self._layout.log(f"{namespace}.{name}.{container}")
+        return older(path) if is_previous else path
 
-    def command(self, namespace: str, name: str, argv: Sequence[str], *, is_terminal: bool) -> list[str]:
+    def command(
+        self, namespace: str, name: str, container: str, argv: Sequence[str], *, is_terminal: bool
+    ) -> list[str]:
         """What to run on the host so that ``argv`` is run in a pod.
 
         It is ``kproxy exec``, in a process of its own: entering a pod is for processes with one thread.
@@ -32,8 +36,10 @@ class PodAccess:
         Args:
             namespace: the pod's.
             name: the pod's.
+            container: the one that is meant.
             argv: program and arguments.
             is_terminal: whether its standard input is a terminal that is to be its controlling one.
         """
-        own = [sys.executable, "-m", "kproxy", "exec", "--lab", self._layout.lab, "-n", namespace, name, "--", *argv]
+        where = ["--lab", self._layout.lab, "-n", namespace, "-c", container, f"pod/{name}"]
+        own = [sys.executable, "-m", "kproxy", "exec", *where, "--", *argv]
         return [shutil.which("setsid") or "setsid", "--ctty", *own] if is_terminal else own

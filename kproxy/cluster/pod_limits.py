@@ -74,11 +74,6 @@ class PodLimits:
             return ()
         return group.doors
 
-    def doors(self, uid: str, container: str) -> tuple[str, ...]:
-        """The doors of a container that runs; none if it has no group."""
-        group = self._group(uid, container)
-        return group.doors if group is not None and all(folder.is_dir() for folder in group.folders) else ()
-
     def kills(self, uid: str, container: str) -> int:
         """How often the kernel has killed a process of the container because its memory was used up."""
         group = self._group(uid, container)
@@ -105,3 +100,18 @@ class PodLimits:
 
     def _group(self, uid: str, container: str) -> Group | None:
         return None if self._hierarchies is None else Group(self._hierarchies, f"{self._root}/{uid}.{container}")
+
+
+def doors(lab: str, uid: str, container: str) -> tuple[str, ...]:
+    """The doors of the group of a container that runs; none if it has no group.
+
+    Args:
+        lab: name of the lab.
+        uid: the pod's.
+        container: its name, or that of the echo server.
+    """
+    try:
+        group = Group(cgroup.find(), f"{root_name(lab)}/{uid}.{container}")
+    except (NetnsError, OSError):
+        return ()
+    return group.doors if all(folder.is_dir() for folder in group.folders) else ()

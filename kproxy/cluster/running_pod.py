@@ -33,7 +33,7 @@ from kproxy.cluster.events import Recorder
 from kproxy.cluster.fork_server import Request
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.pod_environment import ConfigError, ConfigMaps, Surroundings
-from kproxy.cluster.pod_limits import PodLimits, memory_of
+from kproxy.cluster.pod_limits import PodLimits, doors, memory_of
 from kproxy.cluster.pod_processes import ECHO_SOCKET, EchoControl, ForkServer, kill_strays, reap, send_signal
 from kproxy.cluster.pods import Command, Observed
 from kproxy.cluster.prober import Prober, Target
@@ -453,7 +453,7 @@ class RunningPod:
 
         The echo server has no files: a command there gets a sandbox of its own, as by `kproxy exec`.
         """
-        groups = self._means.limits.doors(self.uid, unit.name)
+        groups = doors(self._means.layout.lab, self.uid, unit.name)
         try:
             sandboxed = self._sandboxed(pods.beside(self._container(name), command), groups)
         except ConfigError as error:

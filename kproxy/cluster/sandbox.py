@@ -165,6 +165,7 @@ def become(container: Container, ns: Namespace) -> NoReturn:
     with _files(container) as files:
         for fd in files.values():
             os.set_inheritable(fd, True)
+        libc.join_groups(container.groups)
         enter(ns)
         os.chdir("/")
         os.setgroups([])
@@ -261,29 +262,61 @@ def join(container: Container, main: Process, ns: Namespace, output: int) -> Pro
         NetnsError: it cannot be started.
         OSError: the container has ended.
     """
-    variables = [f"{name}={value}" for name, value in _environment(container).items()]
     with contextlib.ExitStack() as opened:
-        namespaces = {}
-        for option, name in _NAMESPACES.items():
-            fd = os.open(f"/proc/{main.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            opened.callback(os.close, fd)
-            namespaces[f"--{option}=/proc/self/fd/{fd}"] = fd
-        if not is_alive(main):
-            raise ProcessLookupError("the container has ended")
-        # Nothing of the manifest's is in the environment or the path of a program before it has become a pod's user.
-        argv = [_program("nsenter", "util-linux"), *namespaces, "--"]
-        argv += [_program("setpriv", "util-linux"), "--reuid=0", "--regid=0", "--keep-groups"]
-        argv += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-        argv += [_program("env", "coreutils"), "-i", f"--chdir={container.working_dir or '/'}", *variables]
+        argv, namespaces = _joining(opened, container, main)
         return spawn(
-            [*argv, *container.argv],
+            argv,
             ns=ns,
             env={},
             stdout=output,
             stderr=output,
             setup=partial(_limit_without_groups, container.groups),
-            pass_fds=list(namespaces.values()),
+            pass_fds=namespaces,
         )
+
+
+def become_beside(container: Container, main: Process, ns: Namespace) -> NoReturn:
+    """Becomes one more command in a container that runs, with the terminal and standard streams of the caller.
+
+    Only for a process of one thread that has nothing left to do. The command ends with the caller.
+
+    Args:
+        container: the command, all its variables, and its working directory.
+        main: from `main_process`.
+        ns: the container's network namespace.
+
+    Raises:
+        HostError: util-linux is not complete.
+        NetnsError: there is no such namespace.
+        OSError: the container has ended.
+    """
+    with contextlib.ExitStack() as opened:
+        argv, namespaces = _joining(opened, container, main)
+        for fd in namespaces:
+            os.set_inheritable(fd, True)
+        libc.join_groups(container.groups)
+        enter(ns)
+        os.chdir("/")
+        os.setgroups([])
+        os.execve(argv[0], argv, {})  # noqa: S606 - no shell is what is wanted
+
+
+def _joining(opened: contextlib.ExitStack, container: Container, main: Process) -> tuple[list[str], list[int]]:
+    """The command line that enters a container, and the descriptors of its namespaces that it needs."""
+    variables = [f"{name}={value}" for name, value in _environment(container).items()]
+    namespaces = {}
+    for option, name in _NAMESPACES.items():
+        fd = os.open(f"/proc/{main.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, fd)
+        namespaces[f"--{option}=/proc/self/fd/{fd}"] = fd
+    if not is_alive(main):
+        raise ProcessLookupError("the container has ended")
+    # Nothing of the manifest's is in the environment or the path of a program before it has become a pod's user.
+    argv = [_program("nsenter", "util-linux"), *namespaces, "--"]
+    argv += [_program("setpriv", "util-linux"), "--reuid=0", "--regid=0", "--keep-groups", "--pdeathsig=KILL"]
+    argv += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+    argv += [_program("env", "coreutils"), "-i", f"--chdir={container.working_dir or '/'}", *variables]
+    return [*argv, *container.argv], list(namespaces.values())
 
 
 def ended(status: Path) -> Ended:

@@ -26,7 +26,7 @@ from netns.ip_batch import measure
 from netns.namespace import named, run_in
 from netns.topology import merge
 
-LAB = "bench"
+LAB = os.environ.get("KPROXY_BENCH_LAB", "bench")
 PORT = 31999
 
 
@@ -66,7 +66,7 @@ def manifest(pods: int) -> str:
 
 def ask_until_all_answered(status: LabStatus) -> None:
     """Connections from the client, to each node in turn, until every pod has answered one."""
-    waiting = {pod.name for pod in status.pods}
+    waiting = {pod.name for pod in status.pods if pod.namespace_ == "default"}
     nodes = [node.addresses[0] for node in status.nodes]
     for number in range(200 * len(waiting)):
         connection = http.client.HTTPConnection(nodes[number % len(nodes)], PORT, timeout=5)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
-from lab_support import apply, get, pod, ready_pods, running, until
+from lab_support import apply, get, is_ready, pod, ready_pods, running, until
 
 from kproxy.api.kinds import POD
 from kproxy.client import Client
 from kproxy.cluster import lab
 from kproxy.cluster.layout import Layout
+from kproxy.testing.labs import run_kproxy
 
 pytestmark = pytest.mark.root
 
@@ -120,21 +120,12 @@ def test_exec_is_as_confined(up: tuple[Layout, Client]) -> None:
     layout, client = up
     apply(client, pod("web-1"))
     ready_pods(client, 1)
-    run = (
-        "import sys; from kproxy.cluster import host; from kproxy.cluster.layout import Layout;"
-        "host.exec_in(Layout(sys.argv[1]), sys.argv[2], sys.argv[3:], is_pod=sys.argv[2].count('.') > 0)"
-    )
 
     def executed(place: str, *argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", run, layout.lab, layout.netns(place), *argv],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_kproxy(["exec", place, "--", *argv], lab=layout.lab)
 
     done = executed(
-        "default.web-1",
+        "web-1",
         "sh",
         "-c",
         "hostname; ls /run/kproxy; ip link add type bridge; exit 3",
@@ -146,6 +137,23 @@ def test_exec_is_as_confined(up: tuple[Layout, Client]) -> None:
     done = executed("node1", "iptables-save", "-t", "nat")
     assert ":KUBE-SERVICES" in done.stdout
     assert executed("node1", "sh", "-c", "echo $XTABLES_LOCKFILE").stdout == f"{layout.xtables_lock('node1')}\n"
+
+
+def test_exec_is_beside_the_containers_own_processes(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    script = "echo mine >/tmp/note; exec sleep 1000"
+    apply(client, pod("busy", command=["sh", "-c", script], restartPolicy="Never"))
+    until(lambda: is_ready(client.get(POD, "busy", "default")), "ready")
+    seen = "cat /tmp/note; cat /proc/[0-9]*/comm | sort -u; echo $KUBERNETES_SERVICE_HOST; id -u; cat /etc/shadow"
+    done = run_kproxy(["exec", "busy", "--", "sh", "-c", seen], lab=layout.lab)
+    assert done.stdout.splitlines() == ["mine", "bwrap", "cat", "sh", "sleep", "10.96.0.1", "0"]
+    assert "No such file or directory" in done.stderr
+    # It is in the container's control groups, and has no right of the host's.
+    status = run_kproxy(["exec", "busy", "--", "cat", "/proc/self/status"], lab=layout.lab).stdout
+    assert "CapEff:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    done = run_kproxy(["exec", "-c", "other", "busy", "--", "true"], lab=layout.lab)
+    assert "container other is not valid for pod busy: it has main" in done.stderr
 
 
 def test_a_pod_on_the_hosts_network_has_the_nodes_address_and_low_ports(

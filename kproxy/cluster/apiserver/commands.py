@@ -49,7 +49,7 @@ class _Streams:
 async def run(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
     """Runs a command in a pod with the client's streams, and tells how it ended."""
     pod = backend.registry.get(POD, *target.key)
-    container_named(pod, request.query.get("container", "") or pod["spec"]["containers"][0]["name"])
+    container = container_named(pod, request.query.get("container", "") or pod["spec"]["containers"][0]["name"])
     command = request.query.getall("command", [])
     if not command or any(len(word.encode()) >= _LONGEST_COMMAND or "\0" in word for word in command):
         raise statuses.bad_request("you must specify at least one command for the container")
@@ -64,7 +64,7 @@ async def run(backend: Backend, request: web.Request, target: Target) -> web.Str
         raise statuses.bad_request(f"exec needs an upgrade to a WebSocket that speaks {wanted} (kubectl 1.31 does)")
     asked = _Streams(*(requests.is_true(request, name) for name in ("stdin", "stdout", "stderr", "tty")))
     await socket.prepare(request)
-    argv = backend.pods.command(target.namespace, target.name, command, is_terminal=asked.tty)
+    argv = backend.pods.command(target.namespace, target.name, container, command, is_terminal=asked.tty)
     session = _Session(socket, asked)
     try:
         ending = await (session.on_a_terminal(argv) if asked.tty else session.on_pipes(argv))

@@ -49,9 +49,10 @@ async def get(backend: Backend, request: web.Request, target: Target) -> web.Str
     pod = backend.registry.get(POD, *target.key)
     container = container_named(pod, request.query.get("container", ""))
     options = _options(request)
-    if requests.is_true(request, "previous"):
-        raise statuses.bad_request(_refusal_of_previous(pod, container))
-    path = backend.pods.log(target.namespace, target.name, container)
+    is_previous = requests.is_true(request, "previous")
+    if is_previous and not status_of(pod, container).get("restartCount"):
+        raise statuses.bad_request(f'previous terminated container "{container}" in pod "{target.name}" not found')
+    path = backend.pods.log(target.namespace, target.name, container, is_previous=is_previous)
     if not path.exists() and not options.is_followed and (reason := _waiting_for(pod, container)):
         raise statuses.bad_request(f'container "{container}" in pod "{target.name}" is waiting to start: {reason}')
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
@@ -117,12 +118,6 @@ def _start_of_last(file: IO[bytes], lines: int) -> int:
                     return position + index + 1
             is_last_byte = False
     return 0
-
-
-def _refusal_of_previous(pod: Object, container: str) -> str:
-    if status_of(pod, container).get("restartCount"):
-        return f'the log of container "{container}" goes on when it is started again: ask without previous'
-    return f'previous terminated container "{container}" in pod "{pod["metadata"]["name"]}" not found'
 
 
 def _waiting_for(pod: Object, container: str) -> str:

@@ -13,15 +13,18 @@ from kproxy.cluster import statuses
 class PodAccess(Interface):
     """Where pods can be got at."""
 
-    def log(self, namespace: str, name: str, container: str) -> Path:
-        """The file that a container's output is appended to; it may not be there yet."""
+    def log(self, namespace: str, name: str, container: str, *, is_previous: bool = False) -> Path:
+        """The file that a container's output is appended to, or that of the run before; it may not be there yet."""
 
-    def command(self, namespace: str, name: str, argv: Sequence[str], *, is_terminal: bool) -> list[str]:
+    def command(
+        self, namespace: str, name: str, container: str, argv: Sequence[str], *, is_terminal: bool
+    ) -> list[str]:
         """What to run on the host so that ``argv`` is run in a pod, with the streams that it is given.
 
         Args:
             namespace: the pod's.
             name: the pod's.
+            container: the one that is meant.
             argv: program and arguments.
             is_terminal: whether its standard input is a terminal that is to be its controlling one.
         """

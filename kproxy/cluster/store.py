@@ -5,10 +5,14 @@ objects happens whole or not at all. Objects that are handed out belong to the s
 
 As in etcd there is one table of revisions: the newest row of a name is the object, the older ones are the log that
 watches read, and compaction drops what is older than the log reaches.
+
+What is in memory never runs ahead of the disk: a change is shown to nobody before its commit is on disk, and one that
+the disk refuses leaves everything as it was, for the next one to be tried.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -40,6 +44,8 @@ CREATE TABLE revisions (
     body      BLOB NOT NULL
 );
 """
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
@@ -170,7 +176,7 @@ class Store:
         try:
             self._database = _open(path)
             self._load()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, msgspec.DecodeError) as error:
             raise HostError(f"cannot open the lab's store {path}: {error}") from error
 
     @property
@@ -280,6 +286,17 @@ class Store:
         if excess < self._history // 4 + 1:  # by quarters: one delete for many changes
             return
         compacted = self._compacted + excess
+        try:
+            self._drop_rows(compacted)
+        except sqlite3.Error as error:
+            # The change that led here is on disk all the same; the next one tries again.
+            _LOG.warning("the lab's store cannot be compacted: %s", error)
+            return
+        with self._reading:
+            del self._log[:excess]
+            self._compacted = compacted
+
+    def _drop_rows(self, compacted: int) -> None:
         with _transaction(self._database):
             self._database.execute(
                 "DELETE FROM revisions WHERE revision IN (SELECT previous FROM revisions WHERE revision <= ?)",
@@ -287,9 +304,6 @@ class Store:
             )
             self._database.execute("DELETE FROM revisions WHERE revision <= ? AND type = 'DELETED'", (compacted,))
             self._database.execute("UPDATE meta SET value = ? WHERE name = 'compacted'", (compacted,))
-        with self._reading:
-            del self._log[:excess]
-            self._compacted = compacted
 
 
 def _name_of(obj: Object) -> tuple[str, str]:
@@ -334,17 +348,24 @@ def _open(path: Path) -> sqlite3.Connection:
     version = _meta(database, "schema")
     if version != SCHEMA_VERSION:
         database.close()
-        raise UserError(f"{path} has schema version {version}; this version of kproxy reads {SCHEMA_VERSION}")
+        raise UserError(
+            f"{path} has schema version {version}; this version of kproxy reads {SCHEMA_VERSION}: go on with the "
+            "kproxy that wrote it, or take the lab down (its objects go with it) and bring it up again"
+        )
     return database
 
 
 def _meta(database: sqlite3.Connection, name: str) -> int:
-    (value,) = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return int(value)
+    row = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise sqlite3.DatabaseError(f"it has no {name}")
+    return int(row[0])
 
 
 @contextmanager
 def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    if database.in_transaction:  # the disk refused even the end of the last one
+        database.execute("ROLLBACK")
     database.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -134,15 +136,67 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     Store(tmp_path / "db").close()
     database = sqlite3.connect(tmp_path / "db")
     database.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
     database.commit()
     database.close()
-    with pytest.raises(UserError, match="schema version 99"):
+    with pytest.raises(UserError, match=r"schema version 99.*take the lab down"):
         Store(tmp_path / "db")
+
+
+def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "db")
+    database.execute("CREATE TABLE meta (name TEXT, value INTEGER)")
+    database.commit()
+    database.close()
+    with pytest.raises(HostError, match="it has no schema"):
+        Store(tmp_path / "db")
+
+
+class RefusingDisk:
+    """A database whose statements fail from the one on that begins with these words."""
+
+    def __init__(self, database: Any, words: str) -> None:
+        self._database = database
+        self._words = words
+
+    def execute(self, statement: str, *arguments: Any) -> Any:
+        if statement.startswith(self._words):
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._database.execute(statement, *arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+@pytest.mark.parametrize("words", ["BEGIN", "COMMIT", "ROLLBACK", "DELETE"])
+def test_a_change_that_the_disk_refuses_leaves_everything_as_it_was(tmp_path: Path, words: str) -> None:
+    store = Store(tmp_path / "db", history=4)
+    told: list[int] = []
+    store.listen(lambda: told.append(store.revision))
+    put(store, "a", spec=0)
+    sound = store._database
+    store._database = RefusingDisk(RefusingDisk(sound, words), "COMMIT" if words == "ROLLBACK" else words)
+    outcomes = []
+    for number in range(1, 9):
+        try:
+            put(store, "a", spec=number)
+        except HostError:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+    # A log that cannot be cut short is no reason to refuse a change.
+    assert outcomes == [words == "DELETE"] * 8
+    assert [obj["spec"] for obj in store.all_of(POD)[0]] == [8 if words == "DELETE" else 0]
+    assert len(told) == store.revision == (9 if words == "DELETE" else 1)
+    store._database = sound
+    put(store, "b")
+    before = (store.revision, store.all_of(POD))
+    store.close()
+    again = Store(tmp_path / "db", history=4)
+    assert (again.revision, again.all_of(POD)) == before
+    again.close()
 
 
 CHANGES = st.lists(

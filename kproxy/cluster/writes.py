@@ -110,7 +110,7 @@ class Writes:
         if transaction.get(kind, metadata.get("namespace", ""), name) is not None:
             raise statuses.already_exists(kind, name)
         self._hold(kind, created)
-        stored = transaction.put(kind, created)
+        stored = _told(transaction.put(kind, created), None, manner)
         return Answer(stored, (*told, *warnings.of_object(kind, obj, stored, self._settings)), is_new=True)
 
     def update(self, transaction: Transaction, kind: Kind, old: Object, obj: Object, manner: Manner) -> Answer:
@@ -137,7 +137,7 @@ class Writes:
             return Answer(old, told)
         if old["metadata"].get("deletionTimestamp") and may_go(kind, old, updated):
             return Answer(self._remove(transaction, kind, old))
-        stored = transaction.put(kind, updated)
+        stored = _told(transaction.put(kind, updated), old, manner)
         if not manner.subresource:
             told = (*told, *warnings.of_object(kind, obj, stored, self._settings))
         return Answer(stored, told)
@@ -227,6 +227,15 @@ class Writes:
         if kind is SERVICE:
             self._claims.release(old)
         return transaction.delete(kind, *key_of(old))
+
+
+def _told(stored: Object, old: Object | None, manner: Manner) -> Object:
+    """What the client is told of what was stored: when nothing was, it has the resourceVersion that it had."""
+    if not manner.dry_run:
+        return stored
+    metadata = {key: value for key, value in stored["metadata"].items() if key != "resourceVersion"}
+    before = {} if old is None else {"resourceVersion": old["metadata"]["resourceVersion"]}
+    return {**stored, "metadata": metadata | before}
 
 
 def _with_known_fields(kind: Kind, obj: Object, manner: Manner) -> tuple[Object, tuple[str, ...]]:

@@ -6,6 +6,8 @@ import msgspec
 from aiohttp import web
 
 from kproxy.api.event_forms import patch_of_core
+from kproxy.api.kinds import POD, SERVICE
+from kproxy.api.types import Object
 from kproxy.cluster import statuses
 from kproxy.cluster.apiserver import requests, responses
 from kproxy.cluster.apiserver.backend import Backend
@@ -16,6 +18,9 @@ from kproxy.cluster.apiserver.write_options import deletion, manner
 from kproxy.cluster.patches import APPLY_PATCH, MEDIA_TYPES
 from kproxy.cluster.store import state
 from kproxy.cluster.writes import Answer
+
+_SHOWN_WHEN_GONE = (POD, SERVICE)
+"""Kinds whose objects are the answer to their deletion (Kubernetes: ReturnDeletedObject); others' is a Status."""
 
 
 async def create(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
@@ -70,7 +75,9 @@ async def delete(backend: Backend, request: web.Request, target: Target) -> web.
     form = negotiate(request, target)
     options, dry_run = deletion(request, await body(request) if request.can_read_body else {})
     deleted = await backend.write(backend.registry.delete, target.kind, target.key, options, dry_run=dry_run)
-    return web.Response(body=form.of_object(deleted), content_type=form.content_type)
+    if target.kind in _SHOWN_WHEN_GONE or deleted["metadata"].get("deletionTimestamp"):
+        return web.Response(body=form.of_object(deleted), content_type=form.content_type)
+    return responses.json(_gone(target, deleted))
 
 
 async def delete_collection(backend: Backend, request: web.Request, target: Target) -> web.StreamResponse:
@@ -99,6 +106,14 @@ async def apply(backend: Backend, request: web.Request) -> web.StreamResponse:
             raise statuses.bad_request(f"document {index} is larger than {OBJECT_LIMIT} bytes")
     options = {"dry_run": asked.get("dryRun") is True, "delete": asked.get("delete") is True}
     return responses.json(await backend.write(backend.registry.apply, documents, **options))
+
+
+def _gone(target: Target, deleted: Object) -> Object:
+    """The Status for an object that is no more."""
+    kind = target.form
+    details = {"name": target.name, "group": kind.group, "kind": kind.plural, "uid": deleted["metadata"]["uid"]}
+    told = {key: value for key, value in details.items() if value}
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": told}
 
 
 def _answered(form: Representation, answer: Answer, status: int = 200) -> web.Response:

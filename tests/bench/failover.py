@@ -34,7 +34,9 @@ def pod_killed(lab: Lab, name: str, node: str) -> Iterator[None]:
         apply(lab.client, pod(name, ports=(80,), nodeName=node))
 
 
-EVENTS: dict[str, tuple[Callable[[Lab], AbstractContextManager[None]], tuple[str, ...]]] = {
+Event = Callable[[Lab], AbstractContextManager[None]]
+
+EVENTS: dict[str, tuple[Event, tuple[str, ...]]] = {
     "a node without a pod is cut off": (lambda lab: cut_off(lab, "node3"), ("l2", "nlb", "classic")),
     "a node with a pod is cut off, Local": (
         lambda lab: cut_off(lab, "node1"),
@@ -48,9 +50,8 @@ EVENTS: dict[str, tuple[Callable[[Lab], AbstractContextManager[None]], tuple[str
 }
 
 
-def measure(
-    lab: Lab, event: Callable[[Lab], AbstractContextManager[None]], names: tuple[str, ...]
-) -> list[tuple[int, float]]:
+def measure(lab: Lab, event: Event, names: tuple[str, ...]) -> list[tuple[int, float]]:
+    """How many requests to each Service were lost after the event, and how many seconds after it the last one began."""
     addresses = [ADDRESSES[name].partition(",")[0] for name in names]
     with ExitStack() as stack:
         requests = [stack.enter_context(Steady(lab, address)) for address in addresses]
@@ -62,9 +63,8 @@ def measure(
         time.sleep(1.0)
     found = []
     for one in requests:
-        losses = [
-            request.began - moment for request in one.settled(moment) if not request.is_answered and request.began < end
-        ]
+        inside = [request for request in one.settled(moment) if request.began < end]
+        losses = [request.began - moment for request in inside if not request.is_answered]
         found.append((len(losses), max(losses, default=0.0)))
     healed(lab)
     return found
@@ -74,20 +74,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
+    say = sys.stdout.write
     with fresh_lab("--ip-family", "dual") as lab:
         fill(lab)
-        print("| what happens | kind | lost of 100 requests in 4 s (median, most) | last loss after (median, most) |")
-        print("|---|---|---|---|")
+        say("| what happens | kind | lost of 100 requests in 4 s (median, most) | last loss after (median, most) |\n")
+        say("|---|---|---|---|\n")
         for what, (event, names) in EVENTS.items():
             seen = [measure(lab, event, names) for _ in range(rounds)]
             for index, name in enumerate(names):
                 lost = [one[index][0] for one in seen]
                 last = [one[index][1] for one in seen]
-                print(
+                say(
                     f"| {what} | {name.removesuffix('-local')} | {statistics.median(lost):.0f}, {max(lost)} "
-                    f"| {statistics.median(last):.2f} s, {max(last):.2f} s |",
-                    flush=True,
+                    f"| {statistics.median(last):.2f} s, {max(last):.2f} s |\n"
                 )
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -147,11 +147,6 @@ class Steady:
         latest = [one for one in list(self.requests) if moment < one.began < last][-count:]
         return len(latest) == count and all(one.is_answered for one in latest)
 
-    def lost(self, moment: float) -> tuple[int, float]:
-        """How many requests after a moment were lost, and how many seconds after it the last of them began."""
-        losses = [one.began for one in self.settled(moment) if not one.is_answered]
-        return len(losses), max(losses, default=moment) - moment
-
 
 def ask(lab: Lab, address: str, place: str = "client", patience: float = PATIENCE) -> bool:
     """Whether the echo server behind an address answers a client, in time."""

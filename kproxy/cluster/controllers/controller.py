@@ -1,7 +1,8 @@
 """The loop that every controller shares: names of what has changed, each brought to what it should be.
 
 Law: a key is worked on by one thread at a time and looked at again when it changed meanwhile; a failure is tried again
-at growing intervals; nothing is decided here.
+at growing intervals; a key that took long rests in proportion, so that what grows with the cluster is done less often,
+not more; nothing is decided here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from kproxy.cluster.controllers.informer import Informers
 from kproxy.errors import ApiError, Conflict, KproxyError, NotFound
 
 _FIRST_RETRY, _LONGEST_RETRY = 0.005, 10.0  # seconds; client-go's workqueue begins at 5 ms too
+_REST = 4.0
+"""A key rests so many times as long as the work on it took: it gets a fifth of the time at most."""
+_REMEMBERED_RESTS = 1000
 _STOP_LATENCY = 0.5  # seconds until an idle queue looks at its stop event
 _LOG = logging.getLogger(__name__)
 
@@ -33,13 +37,30 @@ class WorkQueue(Generic[K]):
         self._ready: dict[K, None] = {}
         self._later: list[tuple[float, int, K]] = []
         self._failures: dict[K, int] = {}
+        self._resting: dict[K, float] = {}
+        self._awoken: set[K] = set()
         self._count = 0
 
     def add(self, key: K) -> None:
-        """Has the key worked on as soon as possible."""
+        """Has the key worked on as soon as possible; one that rests when its rest is over."""
         with self._condition:
-            self._ready[key] = None
+            until = self._resting.get(key, 0.0)
+            if until <= time.monotonic():
+                self._resting.pop(key, None)
+                self._ready[key] = None
+            elif key not in self._awoken:
+                self._awoken.add(key)
+                self._count += 1
+                heapq.heappush(self._later, (until, self._count, key))
             self._condition.notify()
+
+    def rest(self, key: K, seconds: float) -> None:
+        """Lets the key rest: if it is added meanwhile, it is worked on after that time."""
+        with self._condition:
+            self._resting[key] = time.monotonic() + seconds
+            if len(self._resting) > _REMEMBERED_RESTS:
+                now = time.monotonic()
+                self._resting = {one: until for one, until in self._resting.items() if until > now}
 
     def add_later(self, key: K, seconds: float) -> None:
         """Has the key worked on after a while."""
@@ -69,7 +90,9 @@ class WorkQueue(Generic[K]):
             while not stop.is_set():
                 now = time.monotonic()
                 while self._later and self._later[0][0] <= now:
-                    self._ready[heapq.heappop(self._later)[2]] = None
+                    key = heapq.heappop(self._later)[2]
+                    self._awoken.discard(key)
+                    self._ready[key] = None
                 if self._ready:
                     key = next(iter(self._ready))
                     del self._ready[key]
@@ -113,7 +136,9 @@ class Controller(ABC, Generic[K]):
         for key in self.initial_keys():
             self.queue.add(key)
         while (key_or_none := self.queue.take(stop)) is not None:
+            began = time.monotonic()
             self._work_on(key_or_none)
+            self.queue.rest(key_or_none, _REST * (time.monotonic() - began))
 
     def _work_on(self, key: K) -> None:
         try:

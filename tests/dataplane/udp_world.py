@@ -83,7 +83,7 @@ class UdpWorld:
 
     def __init__(self, place: World) -> None:
         self._place = place
-        self._manifests = place.folder / "case" / "manifests"
+        self.manifests = place.folder / "case" / "manifests"
         self._proxy: subprocess.Popen[bytes] | None = None
         self._command: list[str] = []
         self._generation = 0
@@ -95,8 +95,8 @@ class UdpWorld:
         journal = self._place.journal()
         with contextlib.ExitStack() as opened:
             opened.callback(journal.close)
-            journal.tree(self._manifests.parent)
-            self._manifests.mkdir(parents=True)
+            journal.tree(self.manifests.parent)
+            self.manifests.mkdir(parents=True)
             build(topology(self._place.prefix), journal, self._place.private)
             opened.callback(self.close)
             for name, namespace in _NAMESPACE.items():
@@ -127,7 +127,7 @@ class UdpWorld:
     def start(self, *, has_reconciler: bool = True) -> None:
         self._command = ["-m", "kproxy"] if has_reconciler else ["-c", WITHOUT_RECONCILER]
         flags = {
-            "manifests": str(self._manifests),
+            "manifests": str(self.manifests),
             "hostname-override": "node",
             "cluster-cidr": "10.77.0.0/24,fd77::/64",
             "iptables-variant": "legacy",
@@ -151,9 +151,9 @@ class UdpWorld:
 
     def write(self, objects: Iterable[dict[str, Any]]) -> None:
         """Puts all objects in the place of all others, and waits until the kernel holds them if the proxy runs."""
-        fresh = self._manifests / ".objects"
+        fresh = self.manifests / ".objects"
         fresh.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [node_object(), *objects]}))
-        fresh.rename(self._manifests / "objects.json")
+        fresh.rename(self.manifests / "objects.json")
         if self._proxy is not None:
             self._generation += 1
             self._wait()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 import http.client
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
@@ -23,12 +25,13 @@ DOUBT: Final = 0.1
 CONNECT: Final = 0.45
 """Seconds that a connection may take. Below the first retransmission of a SYN, which comes after a second."""
 ANSWER: Final = 5.0
-"""Seconds that a health page may take once there is a connection."""
+"""Seconds that a health page may take while its node is there."""
 FAILURES: Final = 2
 """Misses in a row that make a target unhealthy. A page that answers 503 makes it so at once: it is certain."""
 PORT_FAILURES: Final = 3
 """The same for a bare node port, where the connection may have met one bad pod of several."""
-LIMIT: Final = INTERVAL + FAILURES * (CONNECT + DOUBT)
+LIMIT: Final = INTERVAL + FAILURES * (CONNECT + DOUBT) + CONNECT
+"""Seconds in which a cut is noticed; the last part is the answer that was being waited for when it came."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,20 @@ def ask(target: Target) -> Answer:
         with socket.create_connection((target.address, target.port), timeout=CONNECT) as sock:
             if not target.path:
                 return Answer.YES
-            sock.settimeout(ANSWER)
             connection = http.client.HTTPConnection(target.address, target.port)
             connection.sock = sock
             connection.request("GET", target.path, headers={"Connection": "close"})
+            if not _is_answering(sock, target.address):
+                return Answer.NOTHING
             return Answer.YES if connection.getresponse().status == http.client.OK else Answer.NO
     except (OSError, http.client.HTTPException):
         return Answer.NOTHING
+
+
+def _is_answering(sock: socket.socket, address: str) -> bool:
+    """Waits for the first byte of an answer; in vain if the node was cut off after it had taken the question."""
+    deadline = time.monotonic() + ANSWER
+    while not select.select([sock], [], [], CONNECT)[0]:
+        if time.monotonic() > deadline or not is_reachable(address):
+            return False
+    return True

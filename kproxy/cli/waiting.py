@@ -12,11 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kproxy.api.columns import is_ready
-from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, NODE, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.kinds import (
+    DAEMON_SET,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    NODE,
+    POD,
+    REPLICA_SET,
+    SERVICE,
+    STATEFUL_SET,
+    Kind,
+)
 from kproxy.api.labels import matches
 from kproxy.api.types import LabelSelector, Object, view
 from kproxy.client import Client
 from kproxy.cluster.controllers.node_proxy import programmed
+from kproxy.cluster.dns import addon
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.load_balancers import record
 from kproxy.cluster.load_balancers.claims import NONE, kind_of
@@ -30,6 +41,9 @@ PAUSE = 0.02
 
 SERVE_PATIENCE = 5.0
 """Seconds that nodes get to tell a load balancer that they may serve; they are asked three times a second."""
+
+WORKLOADS = (POD, REPLICA_SET, DEPLOYMENT, STATEFUL_SET, DAEMON_SET)
+"""What is waited for until it is ready."""
 
 _IDLE = "no node serves it yet"
 
@@ -93,12 +107,15 @@ class Programmed:
 
 
 def wait_for_workloads(client: Client, objects: Iterable[Named], deadline: Deadline) -> None:
-    """Wait until the pods, replica sets and deployments among ``objects`` are ready.
+    """Wait until the pods, and what makes pods, among ``objects`` are ready; and with them the cluster's names.
 
     Raises:
         UserError: naming those that are not when the time is over, or as soon as one of them never will be.
     """
-    waiting = [named for named in objects if named.kind in (POD, REPLICA_SET, DEPLOYMENT)]
+    waiting = [named for named in objects if named.kind in WORKLOADS]
+    if waiting:
+        # The first pods of a lab are there before the DNS server is, and would be told that nobody has a name.
+        waiting.append(Named(DEPLOYMENT, addon.NAMESPACE, addon.NAME))
     looks = itertools.count(1)
 
     def problems() -> list[str]:
@@ -202,16 +219,34 @@ def _said(container: Object) -> str:
 
 
 def replicas_problem(obj: Object) -> str:
-    """Why a ReplicaSet or Deployment has not what its spec asks for; empty when it has."""
+    """Why what makes pods has not those that its spec asks for; empty when it has."""
     status = obj.get("status") or {}
-    wanted = obj["spec"].get("replicas", 1)
     if status.get("observedGeneration", 0) < obj["metadata"].get("generation", 0):
         return "not looked at yet"
-    if obj["kind"] == DEPLOYMENT.name and status.get("updatedReplicas", 0) != wanted:
+    if obj["kind"] == DAEMON_SET.name:
+        return _daemons_problem(status)
+    wanted = obj["spec"].get("replicas", 1)
+    if _takes_the_new_template(obj) and status.get("updatedReplicas", 0) != wanted:
         return f"{status.get('updatedReplicas', 0)} of {wanted} pods have the new template"
     if status.get("replicas", 0) > wanted:
         return f"{status['replicas']} pods, {wanted} wanted"
     ready = status.get("readyReplicas", 0)
+    return "" if ready == wanted else f"{ready} of {wanted} pods ready"
+
+
+def _takes_the_new_template(obj: Object) -> bool:
+    """Whether all pods are to be of it by themselves; a StatefulSet can leave that to people, or to some of them."""
+    if obj["kind"] == STATEFUL_SET.name:
+        strategy = obj["spec"].get("updateStrategy") or {}
+        return strategy.get("type") != "OnDelete" and not (strategy.get("rollingUpdate") or {}).get("partition")
+    return bool(obj["kind"] == DEPLOYMENT.name)
+
+
+def _daemons_problem(status: Object) -> str:
+    wanted = status.get("desiredNumberScheduled", 0)
+    updated, ready = status.get("updatedNumberScheduled", 0), status.get("numberReady", 0)
+    if updated != wanted:
+        return f"{updated} of {wanted} pods have the new template"
     return "" if ready == wanted else f"{ready} of {wanted} pods ready"
 
 

@@ -63,7 +63,7 @@ def hosts(pod: Pod, addresses: Sequence[str]) -> str:
 
 
 def resolv_conf(pod: Pod, config: ClusterConfig) -> str:
-    """Its /etc/resolv.conf by its dnsPolicy and dnsConfig; a lab's nodes have no name server of their own."""
+    """Its /etc/resolv.conf by its dnsPolicy and dnsConfig; a lab's nodes ask the world outside, at the router."""
     spec, own = pod.spec, pod.spec.dns_config
     is_clusters = spec.dns_policy == "ClusterFirstWithHostNet" or (
         spec.dns_policy == "ClusterFirst" and not spec.host_network
@@ -75,6 +75,8 @@ def resolv_conf(pod: Pod, config: ClusterConfig) -> str:
         servers += addon.addresses(config.service_networks)[:1]
         searches += [f"{pod.metadata.namespace}.svc.{addon.DOMAIN}", f"svc.{addon.DOMAIN}", addon.DOMAIN]
         options |= _CLUSTER_OPTIONS
+    elif spec.dns_policy != "None":
+        servers += config.router_addresses[:1]
     servers += [server for server in own.nameservers if server not in servers]
     searches += [domain for domain in own.searches if domain not in searches]
     options |= {option.name: option.value for option in own.options}

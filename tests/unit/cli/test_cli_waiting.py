@@ -15,9 +15,33 @@ def deployment(wanted: int, /, **status: Any) -> dict[str, Any]:
     return {"kind": "Deployment", "metadata": {"generation": 2}, "spec": {"replicas": wanted}, "status": seen}
 
 
+def stateful_set(updated: int, **strategy: Any) -> dict[str, Any]:
+    found = deployment(3, replicas=3, readyReplicas=3, updatedReplicas=updated)
+    return {**found, "kind": "StatefulSet", "spec": {"replicas": 3, "updateStrategy": strategy}}
+
+
+def daemon_set(**status: int) -> dict[str, Any]:
+    return {
+        "kind": "DaemonSet",
+        "metadata": {"generation": 1},
+        "spec": {},
+        "status": {"observedGeneration": 1, **status},
+    }
+
+
 @pytest.mark.parametrize(
     ("obj", "problem"),
     [
+        (stateful_set(3, type="RollingUpdate"), ""),
+        (stateful_set(1, type="RollingUpdate"), "1 of 3 pods have the new template"),
+        (stateful_set(1, type="RollingUpdate", rollingUpdate={"partition": 2}), ""),
+        (stateful_set(0, type="OnDelete"), ""),
+        (daemon_set(desiredNumberScheduled=3, updatedNumberScheduled=3, numberReady=3), ""),
+        (
+            daemon_set(desiredNumberScheduled=3, updatedNumberScheduled=2, numberReady=3),
+            "2 of 3 pods have the new template",
+        ),
+        (daemon_set(desiredNumberScheduled=3, updatedNumberScheduled=3, numberReady=1), "1 of 3 pods ready"),
         (deployment(3, observedGeneration=1), "not looked at yet"),
         (deployment(3, replicas=3, readyReplicas=3), "0 of 3 pods have the new template"),
         (deployment(3, replicas=4, updatedReplicas=3, readyReplicas=4), "4 pods, 3 wanted"),

@@ -109,6 +109,10 @@ class Netlink:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; twice is fine."""
         self._socket.close()
 
     def request(self, kind: int, flags: int, body: bytes) -> None:

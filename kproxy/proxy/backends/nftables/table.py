@@ -185,6 +185,12 @@ class Table:
             return dict(self._fixed)
         return {**self._fixed, names.NODE_PORT_IPS: self._node_port_ips}
 
+    def anew(self) -> tuple[Table, PlanDelta]:
+        """A table of nothing, and the delta that makes it this one."""
+        scope, cidrs = self._surroundings
+        plans = {name: held.plan for name, held in self._ports.items()}
+        return Table(self._settings), PlanDelta(plans, node_ports=scope, service_cidrs=cidrs, is_full=True)
+
     @property
     def chains(self) -> Mapping[str, int]:
         """The chains that service ports go through, and how many do."""

@@ -1,7 +1,8 @@
 """The table as text for ``nft -f``: the second writer, and what ``kproxy render`` prints.
 
-Slower than the first by the start of a process and by nft's own reading of what is there; for comparison, and for
-kernels that take from nft what they refuse from us. Both writers carry out the same steps.
+For comparison, and for kernels that take from nft what they refuse from us. Each sync writes everything: nft 1.0.6 and
+newer take maps whose types are given by expressions, but what they read back of one of these from the kernel 1.0.6
+refuses ("conflicting protocols specified"), so that it can make such a map and not change it.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ class Lines:
         return f"add {_kind(container)} {self._at} {container.name} {{ {declaration(container, self._family)} ; }}"
 
     def flush_container(self, container: Container) -> str:
-        """Deletes all elements of a set or map."""
-        return f"flush {_kind(container)} {self._at} {container.name}"
+        """Deletes all elements of a set or map; one that nft cannot change is made anew."""
+        empty = f"flush {_kind(container)} {self._at} {container.name}"
+        if not container.is_typed_by_rules:
+            return empty
+        return "\n".join((empty, f"delete map {self._at} {container.name}", self.add_container(container)))
 
     def delete_container(self, name: str) -> str:
         """Deletes a set that no rule uses."""
@@ -84,7 +88,7 @@ class Lines:
 
 def script(steps: Steps, table: Table, found: Found, family: Family) -> list[str]:
     """Lines for ``nft -f`` that carry steps out."""
-    return list(in_order(steps, table, found, Lines(family)))
+    return "\n".join(in_order(steps, table, found, Lines(family))).splitlines()
 
 
 def _kind(container: Container) -> str:
@@ -116,6 +120,10 @@ class NftWriter(NetlinkWriter):
             TransactionError: nft or the kernel refused; nothing has changed.
             HostError: nft could not be run.
         """
+        if not steps.is_full:
+            found, _ = self.found()
+            table, delta = table.anew()
+            steps = table.take(delta, found)
         lines = script(steps, table, found, self._family)
         argv = (self._nft, "-f", "-")
         try:

@@ -61,6 +61,9 @@ class Writer(Protocol):
             HostError: that cannot be told.
         """
 
+    def close(self) -> None:
+        """Give back what is held open."""
+
 
 class NftablesBackend:
     """One family's table of this network namespace.
@@ -118,6 +121,10 @@ class NftablesBackend:
         except Busy:
             self._lingering = gone
 
+    def close(self) -> None:
+        """Give back what the writer holds open; the table stays."""
+        self._writer.close()
+
     def earlier_udp_frontends(self) -> frozenset[tuple[str, int]]:
         """UDP frontends in the kernel before the last full sync, as (address, port); a node port's address is empty."""
         return self._found.udp_frontends
@@ -142,6 +149,10 @@ class NetlinkWriter:
         self._family = family
         self._messages = Messages(family)
         self._netlink = Netlink(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
 
     def found(self) -> tuple[Found, int | None]:
         """What is in the kernel, and of which generation it is.

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +34,7 @@ from kproxy.cluster.controllers.informer import name_of
 from kproxy.cluster.events import Events
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.load_balancers import passing, record
-from kproxy.cluster.load_balancers.claims import CLASSIC, L2, Claim, Key, claim_of, version_of
+from kproxy.cluster.load_balancers.claims import CLASSIC, L2, NLB, Claim, Key, claim_of, version_of
 from kproxy.cluster.load_balancers.health import Checker, Target
 from kproxy.cluster.load_balancers.pool import Share, assign
 from kproxy.cluster.load_balancers.proxying import HAProxy
@@ -50,6 +52,8 @@ ROLE: Final = "load-balancer"
 COMPONENT: Final = "kproxy-load-balancer"
 REPEATS: Final = (0.0, 0.5, 1.5, 3.0)
 """Seconds after a move at which the address is announced: a router may miss one."""
+TOOLS: Final = {NLB: ("nft", "conntrack"), CLASSIC: ("nft", "conntrack", "haproxy")}
+"""Programs that a kind works with."""
 TICK: Final = 1.0
 """Seconds after which what could not be done is tried again."""
 
@@ -124,6 +128,7 @@ class Balancer:
         self._recorder = self._events.recorder(COMPONENT)
         self._objects: dict[Kind, dict[Key, Object]] = {}
         self._is_noted = False
+        self._failure = ""
         self._has_begun = False
         self._said: status.LoadBalancersStatus | None = None
         self._rules = ""
@@ -180,7 +185,11 @@ class Balancer:
         try:
             self._reconcile()
         except (KproxyError, NetnsError, OSError) as error:
-            _LOG.warning("%s", error)
+            if str(error) != self._failure:
+                _LOG.warning("%s", error)
+            self._failure = str(error)
+        else:
+            self._failure = ""
 
     def _reconcile(self) -> None:
         claims = self._claims()
@@ -215,7 +224,7 @@ class Balancer:
             self._objects[SERVICE].values(), key=lambda obj: (obj["metadata"]["creationTimestamp"], name_of(obj))
         )
         found = [claim_of(obj, self._config.load_balancer.kind) for obj in services]
-        return [claim for claim in found if claim is not None]
+        return [_as_far_as_possible(claim) for claim in found if claim is not None]
 
     def _serve(self, balances: Iterable[Balance]) -> None:
         """Has packets for all addresses taken where they are to be taken.
@@ -311,6 +320,13 @@ class Balancer:
         if said != self._said:
             record.write(self._layout, said)
             self._said = said
+
+
+def _as_far_as_possible(claim: Claim) -> Claim:
+    """The same claim, with what this host lacks for it among its mistakes."""
+    missing = [tool for tool in TOOLS.get(claim.kind, ()) if shutil.which(tool) is None]
+    reasons = tuple(f"{claim.kind} needs {tool}, which is not installed on this host" for tool in missing)
+    return replace(claim, mistakes=(*claim.mistakes, *reasons)) if reasons else claim
 
 
 def _targets(claim: Claim, members: Iterable[Member]) -> list[Target]:

@@ -12,7 +12,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,11 +52,13 @@ class Answer(enum.Enum):
 
     Attributes:
         NOTHING: nobody listens, or what listens broke off.
+        CUT_OFF: not even a refusal came.
     """
 
     YES = enum.auto()
     NO = enum.auto()
     NOTHING = enum.auto()
+    CUT_OFF = enum.auto()
 
 
 @dataclass
@@ -98,44 +100,47 @@ class Checker:
 
     def _run(self, address: str) -> None:
         while targets := self._due(address):
-            is_cut_off = not is_reachable(address)
-            answers = [(target, Answer.NOTHING if is_cut_off else ask(target)) for target in targets]
-            is_certain = [
-                self._take(target, answer, PORT_FAILURES if not target.path and not is_cut_off else FAILURES)
-                for target, answer in answers
-            ]
+            is_certain = [self._take(*answered) for answered in _ask_all(address, targets)]
             with self._lock:
                 self._lock.wait(INTERVAL if all(is_certain) else DOUBT)
 
     def _due(self, address: str) -> list[Target]:
         """The node's targets; none ends its thread."""
         with self._lock:
-            found = [target for target in self._seen if target.address == address]
+            # Pages first: their silence says more.
+            found = sorted((one for one in self._seen if one.address == address), key=lambda one: not one.path)
             if not found:
                 self._threads.discard(address)
             return found
 
-    def _take(self, target: Target, answer: Answer, failures: int) -> bool:
-        """Takes an answer in; false when the target has to be asked again soon to be sure.
-
-        Args:
-            target: whose.
-            answer: the answer.
-            failures: how many times in a row NOTHING means no.
-        """
+    def _take(self, target: Target, answer: Answer) -> bool:
+        """Takes an answer in; false when the target has to be asked again soon to be sure."""
+        failures = PORT_FAILURES if not target.path and answer is not Answer.CUT_OFF else FAILURES
         with self._lock:
             seen = self._seen.get(target)
             if seen is None:
                 return True
             before = seen.is_healthy
-            seen.failures = seen.failures + 1 if answer is Answer.NOTHING else 0
-            is_certain = answer is not Answer.NOTHING or seen.failures >= failures
+            is_answered = answer in (Answer.YES, Answer.NO)
+            seen.failures = 0 if is_answered else seen.failures + 1
+            is_certain = is_answered or seen.failures >= failures
             if is_certain:
                 seen.is_healthy = answer is Answer.YES
             has_changed = seen.is_healthy is not before
         if has_changed:
             self._on_change()
         return is_certain
+
+
+def _ask_all(address: str, targets: Iterable[Target]) -> Iterator[tuple[Target, Answer]]:
+    """What a node says to each question; once it is known to be cut off, it is not asked any more."""
+    is_cut_off = False
+    for target in targets:
+        answer = Answer.CUT_OFF if is_cut_off else ask(target)
+        if answer is Answer.CUT_OFF and not target.path and not is_cut_off and is_reachable(address):
+            answer = Answer.NOTHING  # the pod behind the node port is silent, and perhaps on another node
+        is_cut_off = answer is Answer.CUT_OFF
+        yield target, answer
 
 
 def is_reachable(address: str) -> bool:
@@ -153,22 +158,24 @@ def ask(target: Target) -> Answer:
     """What a node says."""
     try:
         with socket.create_connection((target.address, target.port), timeout=CONNECT) as sock:
-            if not target.path:
-                return Answer.YES
-            connection = http.client.HTTPConnection(target.address, target.port)
-            connection.sock = sock
-            connection.request("GET", target.path, headers={"Connection": "close"})
-            if not _is_answering(sock, target.address):
+            return _read_page(sock, target) if target.path else Answer.YES
+    except ConnectionError:
+        return Answer.NOTHING
+    except OSError:
+        return Answer.CUT_OFF
+
+
+def _read_page(sock: socket.socket, target: Target) -> Answer:
+    connection = http.client.HTTPConnection(target.address, target.port)
+    connection.sock = sock
+    try:
+        connection.request("GET", target.path, headers={"Connection": "close"})
+        deadline = time.monotonic() + ANSWER
+        while not select.select([sock], [], [], CONNECT)[0]:
+            if time.monotonic() > deadline:
                 return Answer.NOTHING
-            return Answer.YES if connection.getresponse().status == http.client.OK else Answer.NO
+            if not is_reachable(target.address):
+                return Answer.CUT_OFF  # after it had taken the question
+        return Answer.YES if connection.getresponse().status == http.client.OK else Answer.NO
     except (OSError, http.client.HTTPException):
         return Answer.NOTHING
-
-
-def _is_answering(sock: socket.socket, address: str) -> bool:
-    """Waits for the first byte of an answer; in vain if the node was cut off after it had taken the question."""
-    deadline = time.monotonic() + ANSWER
-    while not select.select([sock], [], [], CONNECT)[0]:
-        if time.monotonic() > deadline or not is_reachable(address):
-            return False
-    return True

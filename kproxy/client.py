@@ -505,7 +505,7 @@ class Client:
             except Gone:
                 position, age = "", {}
             except (Unreachable, ApiError) as error:
-                if on_error is not None:
+                if on_error is not None and not self._has_ended(stop):
                     on_error(error)
                 if isinstance(error, ApiError) and error.code == _UNAUTHORIZED:
                     self._credentials.renew()

@@ -62,11 +62,17 @@ def listing(request: web.Request, target: Target) -> Wanted:
         namespace=target.namespace,
         chosen=requests.selection(request, target),
         has_selectors=bool(query.get("labelSelector") or query.get("fieldSelector")),
-        limit=requests.number(request, "limit"),
+        limit=_limit(request, version),
         token=token,
         revision=requests.number(request, "resourceVersion"),
         match=cast(Literal["", "Exact", "NotOlderThan"], query.get("resourceVersionMatch", "")),
     )
+
+
+def _limit(request: web.Request, version: str) -> int:
+    """How many objects at most; resourceVersion 0 is answered whole (Kubernetes: cacher.go, shouldDelegateList)."""
+    limit = requests.number(request, "limit")
+    return 0 if version == "0" else limit
 
 
 def watching(request: web.Request, target: Target) -> WatchOptions:

@@ -296,7 +296,7 @@ def cluster(services: int, endpoints: int) -> tuple[bytes, bytes]:
 
 
 def test_ten_thousand_services_are_decoded_faster_than_json_is_parsed() -> None:
-    """Typed decode is 0.2 s here for 10,000 Services and 100,000 endpoints (tests/bench/api_source_cost.py)."""
+    """Typed decode is 0.2 s here for 10,000 Services and 100,000 endpoints (tests/bench/listing_cost.py)."""
     services, slices = cluster(2_000, 10)
 
     def typed() -> None:

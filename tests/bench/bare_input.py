@@ -55,7 +55,8 @@ def iptables_texts(config: ProxyConfig, variant: Any, changes: Iterator[PlanDelt
     rules = RuleSet(iptables_settings(config, _NODE, Family.IPV4, host))
     for delta in changes:
         changed = rules.take(delta)
-        yield (rules.restore_all(Found()) if delta.is_full else rules.restore_changed(changed)).encode()
+        text = rules.restore_all(Found()) if delta.is_full else rules.restore_changed(changed)
+        yield "".join(text).encode()
 
 
 def nftables_batches(config: ProxyConfig, changes: Iterator[PlanDelta]) -> Iterator[bytes]:

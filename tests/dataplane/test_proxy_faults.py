@@ -176,10 +176,10 @@ def test_bad_rule(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
         for name in ("restore_all", "restore_changed"):
             original = getattr(RuleSet, name)
 
-            def restore(self: RuleSet, *arguments: Any, original: Any = original) -> str:
-                text: str = original(self, *arguments)
+            def restore(self: RuleSet, *arguments: Any, original: Any = original) -> list[str]:
+                text = "".join(original(self, *arguments))
                 head, line, rest = text.rpartition("-A KUBE-SVC-")
-                return f"{head}{bad}\n{line}{rest}"
+                return [f"{head}{bad}\n{line}{rest}"]
 
             patch.setattr(RuleSet, name, restore)
         node.tell(*AFTER, version=2)
@@ -201,9 +201,9 @@ def test_rule_that_only_the_kernel_refuses(
         for name in ("restore_all", "restore_changed"):
             original = getattr(RuleSet, name)
 
-            def restore(self: RuleSet, *arguments: Any, original: Any = original) -> str:
-                text: str = original(self, *arguments)
-                return text.replace("-j DNAT --to-destination 10.244.0.3", "-m tcp -j REJECT\n# 10.244.0.3")
+            def restore(self: RuleSet, *arguments: Any, original: Any = original) -> list[str]:
+                text = "".join(original(self, *arguments))
+                return [text.replace("-j DNAT --to-destination 10.244.0.3", "-m tcp -j REJECT\n# 10.244.0.3")]
 
             patch.setattr(RuleSet, name, restore)  # table nat has no REJECT
         node.tell(*AFTER, version=2)

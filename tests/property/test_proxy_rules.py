@@ -67,7 +67,7 @@ def rendered(delta: PlanDelta) -> RuleSet:
 
 def kernel_of(rules: RuleSet) -> Kernel:
     kernel = Kernel()
-    kernel.restore(rules.restore_all(Found()))
+    kernel.restore("".join(rules.restore_all(Found())))
     return kernel
 
 
@@ -82,10 +82,10 @@ def run(history: list[list[tuple[ObjectKey, Tracked | None]]]) -> tuple[Kernel, 
     world: dict[ObjectKey, Tracked] = {}
     tracker, rules, kernel = Tracker(Family.IPV4, NODE), RuleSet(SETTINGS), Kernel()
     rules.take(tracker.delta(AROUND, SCOPE, is_full=True))
-    kernel.restore(rules.restore_all(Found()))
+    kernel.restore("".join(rules.restore_all(Found())))
     for batch in history:
         tracker.take(changes_of(world, batch))
-        kernel.restore(rules.restore_changed(rules.take(tracker.delta(AROUND, SCOPE))))
+        kernel.restore("".join(rules.restore_changed(rules.take(tracker.delta(AROUND, SCOPE)))))
     return kernel, rules, world
 
 
@@ -119,7 +119,7 @@ def test_full_sync_over_anything_left_behind_leaves_nothing_of_it(
     kernel, rules, _ = run(history)
     restarted = rendered(tracked({}).delta(AROUND, SCOPE, is_full=True))
 
-    kernel.restore(restarted.restore_all(parse_saved(rules.saved())))
+    kernel.restore("".join(restarted.restore_all(parse_saved(rules.saved()))))
 
     assert kernel.shown() == kernel_of(restarted).shown()
 

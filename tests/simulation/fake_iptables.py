@@ -6,7 +6,7 @@ Law: as far as the proxy goes, this is what the real tools do; ``test_fake_iptab
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from kproxy.errors import HostError
@@ -141,7 +141,7 @@ class FakeIptables:
         self.faults: list[tuple[str, float]] = []
         self.restores = 0
 
-    def run(self, argv: Sequence[str], text: str = "") -> str:
+    def run(self, argv: Sequence[str], pieces: Iterable[str] = ()) -> str:
         """What ``kproxy.proxy.backends.iptables.host.run_tool`` does, for these tables.
 
         Raises:
@@ -158,7 +158,7 @@ class FakeIptables:
         if fault == "locked":
             words = "Another app is currently holding the xtables lock. Stopped waiting after 5s."
             raise ToolFailed(f"{argv[0]} failed with status 4", command=argv, stderr=words)
-        self._restore(argv, text.splitlines(), fault, where)
+        self._restore(argv, "".join(pieces).splitlines(), fault, where)
         return ""
 
     def save(self, table: str = "") -> str:

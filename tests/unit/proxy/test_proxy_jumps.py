@@ -59,7 +59,7 @@ SAVED = rule_set().saved()
 def test_full_sync_puts_jumps_right(damaged: str) -> None:
     assert damaged != SAVED
 
-    after = carried_out(damaged, rule_set().restore_all(parse_saved(damaged)))
+    after = carried_out(damaged, "".join(rule_set().restore_all(parse_saved(damaged))))
 
     ours = [rule for rule in after if rule != OTHERS]
     for chain in ("INPUT", "FORWARD", "OUTPUT"):
@@ -72,7 +72,7 @@ def test_full_sync_puts_jumps_right(damaged: str) -> None:
 
 @pytest.mark.parametrize("saved", [SAVED, SAVED.replace(PORTALS, f"{OTHERS}\n{PORTALS}")])
 def test_jumps_that_are_right_are_left_alone(saved: str) -> None:
-    restore = rule_set().restore_all(parse_saved(saved))
+    restore = "".join(rule_set().restore_all(parse_saved(saved)))
 
     assert "\n-I " not in restore
     assert "\n-D " not in restore

@@ -14,7 +14,7 @@ from kproxy.api.types import (
     ServiceStatus,
 )
 from kproxy.proxy.backends.iptables import chains
-from kproxy.proxy.backends.iptables.rules import Settings, probability, service_rules
+from kproxy.proxy.backends.iptables.rules import Settings, own_chains, probability
 from kproxy.proxy.detection import DetectBy, Detector
 from kproxy.proxy.endpoints import Endpoint, NodeIdentity
 from kproxy.proxy.family import Family
@@ -201,7 +201,7 @@ def test_probabilities_are_as_the_kernel_rounds_them(remaining: int, text: str) 
 def test_detector_is_matched_in_the_order_of_iptables_save(detector: Detector, not_pods: str, pods: str) -> None:
     port = PortSpec(NAME, "10.96.0.1", 80, node_port=30080, is_external_local=True)
 
-    rules = service_rules(plan_port(port, [HERE], AROUND), Settings(Family.IPV4, detector=detector))
+    rules = dict(own_chains(plan_port(port, [HERE], AROUND), Settings(Family.IPV4, detector=detector)))
 
-    assert not_pods in rules.chains[chains.endpoint_set(NAME, CLUSTER)][0]
-    assert f"{chains.external(NAME)} {pods}" in rules.chains[chains.external(NAME)][0]
+    assert not_pods in rules[chains.endpoint_set(NAME, CLUSTER)][0]
+    assert f"{chains.external(NAME)} {pods}" in rules[chains.external(NAME)][0]

@@ -6,15 +6,18 @@ Only ``*-save`` is used to look: ``-S`` and ``-L`` create the tables they are as
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import logging
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import msgspec
 
@@ -59,26 +62,51 @@ class ToolFailed(HostError):
     """A tool ran, and did not do what it was told."""
 
 
-def run_tool(argv: Sequence[str], text: str = "") -> str:
-    """Run a tool with ``text`` as its input; returns its output.
+def run_tool(argv: Sequence[str], pieces: Iterable[str] = ()) -> str:
+    """Run a tool; returns its output.
+
+    Args:
+        argv: the tool and its arguments.
+        pieces: its input, made while the tool reads what is before.
 
     Raises:
         ToolFailed: it failed, or was killed.
         HostError: it could not be run or took too long.
     """
-    try:
-        done = subprocess.run(  # noqa: S603 - an argument list, no shell
-            argv, input=text.encode(), capture_output=True, timeout=_TOOL_TIMEOUT, check=False
-        )
-    except OSError as error:
-        raise HostError(f"{argv[0]} could not be run: {error.strerror}", command=argv) from error
-    except subprocess.TimeoutExpired as error:
-        raise HostError(f"{argv[0]} did not end within {_TOOL_TIMEOUT:.0f} s", command=argv) from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace")
-        ended = f"failed with status {done.returncode}" if done.returncode > 0 else f"died of signal {-done.returncode}"
-        raise ToolFailed(f"{argv[0]} {ended}", command=argv, stderr=said)
-    return done.stdout.decode()
+    with _scratch() as output, _scratch() as complaints:
+        try:
+            started = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=complaints)  # noqa: S603 - no shell
+        except OSError as error:
+            raise HostError(f"{argv[0]} could not be run: {error.strerror}", command=argv) from error
+        with started as tool:
+            limit = threading.Timer(_TOOL_TIMEOUT, tool.kill)
+            limit.daemon = True
+            limit.start()
+            try:
+                # a broken pipe: it has ended, and its status says why
+                with contextlib.suppress(BrokenPipeError), tool.stdin or io.BytesIO() as its_input:
+                    for piece in pieces:
+                        its_input.write(piece.encode())
+                status = tool.wait()
+            finally:
+                is_late = limit.finished.is_set()
+                limit.cancel()
+        if is_late:
+            raise HostError(f"{argv[0]} did not end within {_TOOL_TIMEOUT:.0f} s", command=argv)
+        if status:
+            ended = f"failed with status {status}" if status > 0 else f"died of signal {-status}"
+            raise ToolFailed(f"{argv[0]} {ended}", command=argv, stderr=_text_of(complaints))
+        return _text_of(output)
+
+
+def _scratch() -> BinaryIO:
+    """A file in memory: a tool that fills a pipe which nobody reads yet would wait for ever."""
+    return os.fdopen(os.memfd_create("tool", os.MFD_CLOEXEC), "w+b")
+
+
+def _text_of(scratch: BinaryIO) -> str:
+    scratch.seek(0)
+    return scratch.read().decode(errors="replace")
 
 
 def find_tools(variant: Variant, family: Family) -> Tools:

@@ -19,6 +19,7 @@ from kproxy.proxy.backends.iptables.rules import (
     ServiceRules,
     Settings,
     node_port_tail,
+    own_chains,
     service_rules,
     static_filter_rules,
     static_nat_rules,
@@ -32,6 +33,8 @@ LARGE_CLUSTER_ENDPOINTS = 1000
 
 CANARY_TABLES = ("mangle", "nat", "filter")
 TABLES = ("filter", "nat")
+_PORTS_IN_A_PIECE = 64
+"""Of 10 endpoints each, that is about as much as a pipe takes at a time."""
 
 _FRONTEND_RULES = tuple(f"-A {chain} " for chain in (chains.SERVICES, chains.EXTERNAL_SERVICES, chains.NODE_PORTS))
 _UDP_FRONTEND = re.compile(r"^-A \S+ (?:-d (?P<address>[^/ ]+)/(?:32|128) )?.*-m udp --dport (?P<port>\d+) ")
@@ -92,6 +95,7 @@ class RuleSet:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._plans: dict[ServicePortName, PortPlan] = {}
+        # what is in their own chains is made anew when it is written: it is most of the text, and of the memory
         self._rules: dict[ServicePortName, ServiceRules] = {}
         self._endpoints = 0
         self._own_rules = dict.fromkeys(TABLES, 0)
@@ -135,18 +139,18 @@ class RuleSet:
         changed.shared.update(table for table in TABLES if _shared(rules, table))
 
     def _encode(self, name: ServicePortName, changed: Changed) -> None:
-        old = self._rules.get(name, ServiceRules((), (), {}))
-        new = service_rules(self._plans[name], self._settings, has_comments=self._has_comments)
+        old = self._rules.get(name, ServiceRules())
+        new = service_rules(self._plans[name], self._settings)
         self._rules[name] = new
         self._count(old, -1)
         self._count(new, +1)
         changed.ports.add(name)
-        changed.stale.update(old.chains.keys() - new.chains.keys())
+        changed.stale.update(set(old.chains).difference(new.chains))
         changed.shared.update(table for table in TABLES if _shared(old, table) != _shared(new, table))
 
     def _count(self, rules: ServiceRules, sign: int) -> None:
         self._own_rules["filter"] += sign * len(rules.filter)
-        self._own_rules["nat"] += sign * (len(rules.nat) + sum(map(len, rules.chains.values())))
+        self._own_rules["nat"] += sign * (len(rules.nat) + rules.count)
 
     @property
     def rule_counts(self) -> dict[str, int]:
@@ -175,7 +179,7 @@ class RuleSet:
         own = {chain: list(rules) for chain, rules in self._shared_chains(table).items()}
         own.setdefault(chains.CANARY, [])
         if table == "nat":
-            own.update({chain: list(rules) for port in self._rules.values() for chain, rules in port.chains.items()})
+            own.update({chain: list(rules) for name in self._rules for chain, rules in self._own_chains(name)})
         else:
             own.setdefault(chains.KUBELET_FIREWALL, [])
         lines = [f"*{table}", *(f":{chain} ACCEPT [0:0]" for chain in held)]
@@ -184,8 +188,8 @@ class RuleSet:
             lines += rules
         return "\n".join((*lines, "COMMIT", ""))
 
-    def restore_all(self, found: Found) -> str:
-        """Input for iptables-restore --noflush that brings a kernel in any state to this rule set.
+    def restore_all(self, found: Found) -> Iterator[str]:
+        """Input for iptables-restore --noflush that brings a kernel in any state to this rule set, piece by piece.
 
         Chains of ours that nothing leads to are deleted, jumps put in order and canaries made, all in
         the same transaction per table.
@@ -196,38 +200,45 @@ class RuleSet:
         # declared only when it is missing: a declaration flushes, and kubelet keeps rules in it too
         extra = (chains.CANARY,) if has_firewall else (chains.CANARY, chains.KUBELET_FIREWALL)
         nat = _Part(frozenset(self._rules), frozenset(stale), (chains.CANARY,), _jump_repairs("nat", found))
-        return (
-            f"*mangle\n:{chains.CANARY} - [0:0]\nCOMMIT\n"
-            + self._restore_table("filter", _Part(extra=extra, jumps=_jump_repairs("filter", found)))
-            + self._restore_table("nat", nat)
-        )
+        yield f"*mangle\n:{chains.CANARY} - [0:0]\nCOMMIT\n"
+        yield from self._restore_table("filter", _Part(extra=extra, jumps=_jump_repairs("filter", found)))
+        yield from self._restore_table("nat", nat)
 
-    def restore_changed(self, changed: Changed) -> str:
-        """Input for iptables-restore --noflush for what one delta changed; empty when nothing has to be written.
+    def restore_changed(self, changed: Changed) -> list[str]:
+        """Pieces of the input for iptables-restore --noflush for what one delta changed; none when that is nothing.
 
         Chains that stay as they are do not appear, so their counters and recent lists survive.
         """
-        parts = []
+        parts: list[str] = []
         if "filter" in changed.shared:
-            parts.append(self._restore_table("filter", _Part()))
+            parts += self._restore_table("filter", _Part())
         if changed.ports or changed.stale or "nat" in changed.shared:
             has_shared = "nat" in changed.shared
             part = _Part(frozenset(changed.ports), frozenset(changed.stale), has_shared=has_shared)
-            parts.append(self._restore_table("nat", part))
-        return "".join(parts)
+            parts += self._restore_table("nat", part)
+        return parts
 
-    def _restore_table(self, table: str, part: _Part) -> str:
+    def _restore_table(self, table: str, part: _Part) -> Iterator[str]:
+        """Pieces of whole lines: the head with the shared chains, then some ports at a time, then what is deleted."""
         shared = self._shared_chains(table) if part.has_shared else {}
-        own = [item for name in sorted(part.ports) for item in self._rules[name].chains.items()]
+        ports = sorted(part.ports)
+        own = (chain for name in ports for chain in self._rules[name].chains)
         removed = sorted(part.stale)
-        declared = dict.fromkeys((*shared, *part.extra, *(chain for chain, _ in own), *removed))
+        declared = dict.fromkeys((*shared, *part.extra, *own, *removed))
         lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in declared), *part.jumps]
         for rules in shared.values():
             lines += rules
-        for _, chain_rules in own:
-            lines += chain_rules
-        lines += [f"-X {chain}" for chain in removed]
-        return "\n".join((*lines, "COMMIT", ""))
+        yield "\n".join((*lines, ""))
+        for first in range(0, len(ports), _PORTS_IN_A_PIECE):
+            some = ports[first : first + _PORTS_IN_A_PIECE]
+            lines = [rule for name in some for _, rules in self._own_chains(name) for rule in rules]
+            yield "\n".join((*lines, ""))
+        lines = [f"-X {chain}" for chain in removed]
+        yield "\n".join((*lines, "COMMIT", ""))
+
+    def _own_chains(self, name: ServicePortName) -> Iterator[tuple[str, tuple[str, ...]]]:
+        names = self._rules[name].chains
+        return own_chains(self._plans[name], self._settings, names, has_comments=self._has_comments)
 
     def _shared_chains(self, table: str) -> dict[str, list[str]]:
         """The chains that are rewritten as a whole, with all their rules, in the order in which they are declared."""
@@ -301,11 +312,17 @@ def parse_saved(text: str) -> Found:
     )
 
 
-def written_rules(text: str) -> dict[str, int]:
-    """How many rules an input for iptables-restore appends, per table that it names."""
-    counts = {}
-    for table in TABLES:
-        start = text.find(f"*{table}\n")
-        if start >= 0:
-            counts[table] = text.count("\n-A ", start, text.find("\nCOMMIT\n", start))
-    return counts
+def counted(pieces: Iterable[str], counts: dict[str, int]) -> Iterator[str]:
+    """The same pieces of an input for iptables-restore, while the rules that they append are counted.
+
+    Args:
+        pieces: of whole lines; a table begins with a piece.
+        counts: gets the number of rules of each table of TABLES that is named.
+    """
+    table = ""
+    for piece in pieces:
+        if piece.startswith("*"):
+            table = piece[1 : piece.index("\n")]
+        if table in TABLES:
+            counts[table] = counts.get(table, 0) + piece.count("\n-A ") + piece.startswith("-A ")
+        yield piece

@@ -9,8 +9,10 @@ Law: pure, and nothing is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain as chain_rules
+from typing import NamedTuple
 
 import msgspec
 
@@ -51,17 +53,19 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class ServiceRules(msgspec.Struct, frozen=True, gc=False):
-    """The rules of one service port.
+    """The rules of one service port in chains that all share, and the names of its own.
 
     Attributes:
         filter: rules in the shared chains of table filter, as (chain, rule).
         nat: rules in the shared chains of table nat.
-        chains: nat chains of its own, each with its rules.
+        chains: nat chains of its own, in the order of ``own_chains``.
+        count: how many rules those chains hold.
     """
 
-    filter: tuple[tuple[str, str], ...]
-    nat: tuple[tuple[str, str], ...]
-    chains: dict[str, tuple[str, ...]]
+    filter: tuple[tuple[str, str], ...] = ()
+    nat: tuple[tuple[str, str], ...] = ()
+    chains: tuple[str, ...] = ()
+    count: int = 0
 
 
 class Jump(msgspec.Struct, frozen=True):
@@ -167,16 +171,40 @@ def node_port_tail(scope: NodePortScope, family: Family) -> list[tuple[str, str]
     return [(chains.SERVICES, _line(chains.SERVICES, guard, _NODE_PORT_TAIL, "-m addrtype --dst-type LOCAL", to))]
 
 
-def service_rules(plan: PortPlan, settings: Settings, *, has_comments: bool = True) -> ServiceRules:
-    """The rules of one service port.
+def service_rules(plan: PortPlan, settings: Settings) -> ServiceRules:
+    """The part of one service port in shared chains, and the names of its own.
 
     Args:
         plan: what becomes of its packets.
         settings: the proxier's.
+    """
+    encoder = _Encoder(plan, settings, ())
+    own = tuple(encoder.own_chains())
+    names, size = tuple(chain.name for chain in own), sum(chain.size for chain in own)
+    return ServiceRules(tuple(encoder.filter_rules()), tuple(encoder.nat_rules()), names, size)
+
+
+def own_chains(
+    plan: PortPlan, settings: Settings, names: Sequence[str] = (), *, has_comments: bool = True
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each chain that belongs to one service port alone, with its rules in order.
+
+    Args:
+        plan: what becomes of its packets.
+        settings: the proxier's.
+        names: of the chains, if they are known: most of the work is to find them.
         has_comments: False leaves the comments of endpoint rules out, as kube-proxy does in large clusters.
     """
-    encoder = _Encoder(plan, settings, has_comments)
-    return ServiceRules(tuple(encoder.filter_rules()), tuple(encoder.nat_rules()), dict(encoder.own_chains()))
+    for chain in _Encoder(plan, settings, names, has_comments).own_chains():
+        yield chain.name, tuple(chain.rules)
+
+
+class _Chain(NamedTuple):
+    """A chain whose rules are made when they are wanted."""
+
+    name: str
+    size: int
+    rules: Iterable[str]
 
 
 def _counter(name: str, settings: Settings) -> str:
@@ -194,8 +222,9 @@ def probability(remaining: int) -> str:
 class _Encoder:
     """One service port's rules; the numbering of the rules is kube-proxy's (syncProxyRules)."""
 
-    def __init__(self, plan: PortPlan, settings: Settings, has_comments: bool) -> None:
+    def __init__(self, plan: PortPlan, settings: Settings, names: Sequence[str], has_comments: bool = True) -> None:
         self._plan = plan
+        self._names = names
         self._settings = settings
         self._has_comments = has_comments
         self._name = str(plan.name)
@@ -259,26 +288,36 @@ class _Encoder:
 
     # chains of its own
 
-    def own_chains(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Each chain that belongs to this port alone, with its rules in order."""
+    def own_chains(self) -> Iterator[_Chain]:
+        """Each chain that belongs to this port alone, those of endpoints last."""
         plan = self._plan
         internal_sets = {branch.to: branch for branch in plan.internal.branches}
-        targets = {
-            address: chains.endpoint(plan.name, address) for address in dict.fromkeys((*plan.cluster, *plan.local))
-        }
+        targets = self._targets()
         if plan.external.branches:
             if self._has_firewall:
-                yield chains.firewall(plan.name), tuple(self._firewall_chain())
-            yield self._external, tuple(self._external_chain(plan.external))
+                rules = tuple(self._firewall_chain())
+                yield _Chain(chains.firewall(plan.name), len(rules), rules)
+            rules = tuple(self._external_chain(plan.external))
+            yield _Chain(self._external, len(rules), rules)
+        per_endpoint = 2 if plan.affinity_seconds else 1
         for which in EndpointSet:
-            if plan.endpoints(which):
+            if endpoints := plan.endpoints(which):
                 chain = chains.endpoint_set(plan.name, which)
                 own = internal_sets.get(which)
                 masquerade = tuple(self._internal_masquerade(chain, own)) if own else ()
-                which_targets = [(address, targets[address]) for address in plan.endpoints(which)]
-                yield chain, (*masquerade, *self._balance(chain, which_targets))
+                which_targets = ((address, targets[address]) for address in endpoints)
+                size = len(masquerade) + per_endpoint * len(endpoints)
+                yield _Chain(chain, size, chain_rules(masquerade, self._balance(chain, which_targets)))
         for address, chain in targets.items():
-            yield chain, self._endpoint_chain(chain, address)
+            yield _Chain(chain, 2, self._endpoint_chain(chain, address))
+
+    def _targets(self) -> dict[str, str]:
+        """The chain of each endpoint, by its address."""
+        plan = self._plan
+        addresses = dict.fromkeys((*plan.cluster, *plan.local)) if plan.local else dict.fromkeys(plan.cluster)
+        if self._names:
+            return dict(zip(addresses, self._names[len(self._names) - len(addresses) :], strict=True))
+        return {address: chains.endpoint(plan.name, address) for address in addresses}
 
     @property
     def _has_firewall(self) -> bool:
@@ -323,7 +362,7 @@ class _Encoder:
         else:
             yield self._frontend(chain, " ".join(self._pods("! ", at)), comment, self._plan.port, to)
 
-    def _balance(self, chain: str, targets: list[tuple[str, str]]) -> Iterator[str]:
+    def _balance(self, chain: str, targets: Iterable[tuple[str, str]]) -> Iterator[str]:
         """One rule for each endpoint (with affinity one more), the last one for all that is left.
 
         These and the endpoints' own chains are nearly all the rules that there are, so they are put together at once.
@@ -339,14 +378,12 @@ class _Encoder:
             chance = f"-m statistic --mode random --probability {probability(remaining)} " if remaining > 1 else ""
             yield f"{head}{chance}{jump}"
 
-    def _endpoint_chain(self, chain: str, address: str) -> tuple[str, str]:
+    def _endpoint_chain(self, chain: str, address: str) -> Iterator[str]:
         ip, _ = split_host_port(address)
         comment, protocol = self._own_endpoint_comment, self._protocol
         remember = f"-m recent --set {self._recent_list(chain)} " if self._plan.affinity_seconds else ""
-        return (
-            f"-A {chain} -s {ip}/{self._bits} {comment}-j {chains.MARK_MASQ}",
-            f"-A {chain} -p {protocol} {comment}{remember}-m {protocol} -j DNAT --to-destination {address}",
-        )
+        yield f"-A {chain} -s {ip}/{self._bits} {comment}-j {chains.MARK_MASQ}"
+        yield f"-A {chain} -p {protocol} {comment}{remember}-m {protocol} -j DNAT --to-destination {address}"
 
     # parts of rules
 

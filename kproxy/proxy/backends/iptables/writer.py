@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
 from kproxy.proxy.backends.iptables import chains
 from kproxy.proxy.backends.iptables.host import ToolFailed, Tools, run_tool
-from kproxy.proxy.backends.iptables.render import CANARY_TABLES, TABLES, Found, RuleSet, parse_saved, written_rules
+from kproxy.proxy.backends.iptables.render import CANARY_TABLES, TABLES, Found, RuleSet, counted, parse_saved
 from kproxy.proxy.backends.iptables.rules import CLEANED_JUMPS, Settings
 from kproxy.proxy.plan import PlanDelta
 
-RunTool = Callable[[Sequence[str], str], str]
-"""Runs a tool with an input and returns its output; raises HostError when it fails."""
+RunTool = Callable[[Sequence[str], Iterable[str]], str]
+"""Runs a tool with an input, piece by piece, and returns its output; raises HostError when it fails."""
 OnWritten = Callable[[Mapping[str, int], Mapping[str, int]], None]
 """Told after each write, per table: how many rules there are of ours, and how many were written."""
 
@@ -53,10 +53,10 @@ class IptablesBackend:
         """
         changed = self._rules.take(delta)
         if delta.is_full:
-            self._found = parse_saved(self._run((self._tools.save,), ""))
-            self._restore(self._rules.restore_all(self._found))
-        elif text := self._rules.restore_changed(changed):
-            self._restore(text)
+            self._found = parse_saved(self._run((self._tools.save,), ()))
+            self._restore(lambda: self._rules.restore_all(self._found))
+        elif pieces := self._rules.restore_changed(changed):
+            self._restore(lambda: pieces)
 
     def earlier_udp_frontends(self) -> frozenset[tuple[str, int]]:
         """UDP frontends in the kernel before the last full sync, as (address, port); a node port's address is empty."""
@@ -75,21 +75,23 @@ class IptablesBackend:
         return Condition.LOST
 
     def _has_canary(self, table: str) -> bool:
-        return f":{chains.CANARY} " in self._run((self._tools.save, "-t", table), "")
+        return f":{chains.CANARY} " in self._run((self._tools.save, "-t", table), ())
 
     def restore_command(self) -> tuple[str, ...]:
         """What takes a restore text as its input."""
         return (self._tools.restore, "-w", str(self._tools.lock_wait), "--noflush", "--counters")
 
-    def _restore(self, text: str) -> None:
+    def _restore(self, make: Callable[[], Iterable[str]]) -> None:
+        """Write what ``make`` makes: the tool reads the beginning while the rest is made."""
         argv = self.restore_command()
+        written: dict[str, int] = {}
         try:
-            self._run(argv, text)
+            self._run(argv, counted(make(), written))
         except ToolFailed as error:
             number = int(found[1]) if (found := _LINE_NUMBER.search(error.stderr)) else 0
-            line = _line_of(text, number)
+            line = _line_of("".join(make()), number)
             raise TransactionError(error.reason, line=number, text=line, command=argv, stderr=error.stderr) from error
-        self._on_written(self._rules.rule_counts, written_rules(text))
+        self._on_written(self._rules.rule_counts, written)
 
 
 def _line_of(text: str, number: int) -> str:
@@ -122,7 +124,7 @@ def clean_up(tools: Tools) -> None:
             declared = [f":{chain} - [0:0]" for chain in gone]
             parts += [f"*{table}", *declared, *jumps, *(f"-X {chain}" for chain in gone), "COMMIT"]
     if parts:
-        run_tool((tools.restore, "-w", str(tools.lock_wait), "--noflush"), "\n".join((*parts, "")))
+        run_tool((tools.restore, "-w", str(tools.lock_wait), "--noflush"), ("\n".join((*parts, "")),))
 
 
 def _is_ours(table: str, chain: str) -> bool:

@@ -31,6 +31,11 @@ _ATTEMPTS = 5
 """How often a full sync looks at the table again because somebody changed a rule set meanwhile; then it just writes."""
 
 
+_TOO_LARGE = (
+    "nothing was written: a larger net.core.wmem_max lets it through, where the proxy may not go beyond it itself"
+)
+
+
 class Busy(TransactionError):
     """A chain cannot be deleted yet: kernels before 6.2 let go of what led to it only after the transaction."""
 
@@ -195,7 +200,9 @@ class NetlinkWriter:
         try:
             refusal = self._netlink.batch(kinds.SUBSYSTEM, [request[:3] for request in requests], generation)
         except OSError as error:
-            raise HostError(f"a batch of {len(requests)} netlink messages was not taken: {error.strerror}") from error
+            left = _TOO_LARGE if error.errno in (errno.EMSGSIZE, errno.ENOBUFS) else ""
+            reason = f"a transaction of {len(requests)} netlink messages was not taken: {error.strerror}"
+            raise HostError(reason, left=left) from error
         if refusal is None:
             return True
         if refusal.code == errno.ERESTART and generation is not None:

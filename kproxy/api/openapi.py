@@ -32,7 +32,7 @@ _LEAVES: Final[Mapping[str, Object]] = {
     "integer": {"type": "integer", "format": "int64"},
     "number": {"type": "number", "format": "double"},
     "boolean": {"type": "boolean"},
-    "any": {},
+    "any": {"type": "object"},
     "int-or-string": {"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"},
     "quantity": {"oneOf": [{"type": "string"}, {"type": "number"}]},
 }

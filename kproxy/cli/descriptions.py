@@ -6,11 +6,13 @@ Law: objects go in, text comes out; nothing here talks to a server.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from kproxy.api import columns
 from kproxy.api.kinds import ENDPOINT_SLICE, NODE, SERVICE, Kind
 from kproxy.api.types import EndpointSlice, Object, Service, view
+from kproxy.cli.tables import column_widths
 from kproxy.proxy import passed_over
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -20,7 +22,13 @@ Line = tuple[str, Any]
 """A label and its value: text, a list (one line each), or a list of lines (an indented block)."""
 
 
-def describe_object(kind: Kind, obj: Object, related: Sequence[Object]) -> str:
+def describe_object(
+    kind: Kind,
+    obj: Object,
+    related: Sequence[Object],
+    events: Sequence[Object] | None = None,
+    now: datetime | None = None,
+) -> str:
     """The whole description.
 
     Args:
@@ -28,6 +36,8 @@ def describe_object(kind: Kind, obj: Object, related: Sequence[Object]) -> str:
         obj: the object.
         related: objects that belong to it, each with its kind: a Service's slices and all Nodes, a slice's Service and
             all Nodes, a Node's pods; else none.
+        events: what happened to it, shown last; None when nobody asked.
+        now: ages count up to here; None is this moment.
     """
     metadata = obj["metadata"]
     lines: list[Line] = [("Name", metadata["name"])]
@@ -39,7 +49,32 @@ def describe_object(kind: Kind, obj: Object, related: Sequence[Object]) -> str:
         owner = metadata["ownerReferences"][0]
         lines.append(("Controlled By", f"{owner['kind']}/{owner['name']}"))
     lines += DESCRIBERS.get(kind.name, _anything)(obj, related)
-    return "\n".join(_block(lines, ""))
+    if events is not None and not events:
+        lines.append(("Events", columns.NONE))
+    return "\n".join([*_block(lines, ""), *(_events(events, now or datetime.now(UTC)) if events else ())])
+
+
+def _events(events: Sequence[Object], now: datetime) -> list[str]:
+    """The table of what happened, oldest first, in kubectl's words and spacing."""
+    header = ["Type", "Reason", "Age", "From", "Message"]
+    rows = [_event(event, now) for event in sorted(events, key=lambda event: columns.event_last_seen(event) or "")]
+    rows = [header, ["-" * max(4, len(title)) for title in header], *rows]
+    widths = column_widths(rows)
+    return [
+        "Events:",
+        *(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ),
+    ]
+
+
+def _event(event: Object, now: datetime) -> list[str]:
+    age, count = columns.since(columns.event_last_seen(event), now), columns.event_count(event)
+    if count > 1:
+        age += f" (x{count} over {columns.since(columns.event_first_seen(event), now)})"
+    words = [str(event.get(field) or "") for field in ("type", "reason", "message")]
+    return [words[0], words[1], age, columns.event_source(event), words[2].strip()]
 
 
 def without_last_applied(annotations: Mapping[str, str] | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kproxy.api.kinds import DEPLOYMENT, ENDPOINT_SLICE, KINDS, NODE, POD, REPLICA_SET, SERVICE, Kind
+from kproxy.api.kinds import ENDPOINT_SLICE, EVENT, KINDS, NAMESPACE, NODE, POD, SERVICE, Kind
 from kproxy.api.types import Object
 from kproxy.cli import candidates, tables
 from kproxy.cli.connection import connect, kind_named, lab_option, namespace_option, the_lab
@@ -18,7 +18,7 @@ from kproxy.cli.main import report
 from kproxy.client import Client
 from kproxy.errors import NotFound, UserError
 
-ALL = (POD, SERVICE, DEPLOYMENT, REPLICA_SET)
+ALL = tuple(kind for kind in KINDS if "all" in kind.categories)
 """What ``get all`` shows."""
 
 
@@ -61,7 +61,8 @@ def get(resources: tuple[str, ...], lab: str | None, **options: Any) -> None:
     """List objects, or show those named.
 
     KIND is one of the lab's kinds in singular, plural or kubectl's short form: pods (po), services (svc), nodes (no),
-    deployments (deploy), replicasets (rs), endpointslices, endpoints (ep), namespaces (ns), servicecidrs; or all.
+    deployments (deploy), replicasets (rs), statefulsets (sts), daemonsets (ds), configmaps (cm), events (ev),
+    endpointslices, endpoints (ep), namespaces (ns), leases, servicecidrs, controllerrevisions; or all.
     """
     targets = parse_targets(resources)
     all_namespaces, watch = options.pop("all_namespaces"), options.pop("watch")
@@ -246,7 +247,11 @@ def describe(resources: tuple[str, ...], lab: str | None, **options: Any) -> Non
     found = [(target.kind, obj) for target in targets for obj in fetch(client, target, request)[0]]
     if not found:
         click.echo("No resources found.", err=True)
-    click.echo("\n\n\n".join(describe_object(kind, obj, related(client, kind, obj)) for kind, obj in found))
+    click.echo(
+        "\n\n\n".join(
+            describe_object(kind, obj, related(client, kind, obj), happened(client, kind, obj)) for kind, obj in found
+        )
+    )
 
 
 def related(client: Client, kind: Kind, obj: Object) -> list[Object]:
@@ -271,6 +276,21 @@ def related(client: Client, kind: Kind, obj: Object) -> list[Object]:
         pods = client.list(POD, field_selector=f"spec.nodeName={metadata['name']}").items
         return [_complete(POD, item) for item in pods]
     return []
+
+
+def happened(client: Client, kind: Kind, obj: Object) -> list[Object] | None:
+    """The events about an object; None for kinds of which kubectl shows none.
+
+    Those about a node name it instead of its uid, as a kubelet does that has not read its Node yet.
+    """
+    if kind in (EVENT, NAMESPACE):
+        return None
+    metadata = obj["metadata"]
+    chosen = f"involvedObject.kind={kind.name},involvedObject.name={metadata['name']}"
+    found = client.list(EVENT, metadata.get("namespace"), field_selector=chosen).items
+    return [
+        event for event in found if event["involvedObject"].get("uid") in (None, "", metadata["uid"], metadata["name"])
+    ]
 
 
 def _nodes(client: Client) -> list[Object]:

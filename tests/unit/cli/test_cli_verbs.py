@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -231,6 +233,34 @@ def test_describe_tells_ports_and_policy(run: Run) -> None:
     assert "Replicas: 2 desired | 0 updated | 0 total | 0 available" in squeezed(run("describe", "deploy", "web").out)
 
 
+def test_describe_ends_with_events(run: Run) -> None:
+    def event(name: str, reason: str, at: str, **more: Any) -> str:
+        about = {"kind": "ConfigMap", "name": "c", "namespace": "default"}
+        head = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": name}, "involvedObject": about}
+        told = {"type": "Normal", "message": f"it was {reason} ", "lastTimestamp": at, "source": {"component": "me"}}
+        return json.dumps(head | told | {"reason": reason} | more)
+
+    later = event("a", "Read", "2026-01-02T00:00:00Z", count=3, firstTimestamp="2026-01-01T00:00:00Z")
+    run("apply", "--wait=0", "-f", "-", stdin=later)
+    run("apply", "--wait=0", "-f", "-", stdin=event("b", "Made", "2026-01-01T00:00:00Z"))
+    run(
+        "apply",
+        "--wait=0",
+        "-f",
+        "-",
+        stdin=json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}),
+    )
+    lines = run("describe", "configmap", "c").out.splitlines()
+    assert lines[-5] == "Events:"
+    assert [line.split()[:2] for line in lines[-4:]] == [
+        ["Type", "Reason"],
+        ["----", "------"],
+        ["Normal", "Made"],
+        ["Normal", "Read"],
+    ]
+    assert re.search(r" \(x3 over \S+\)  me    it was Read$", lines[-1])
+
+
 def test_describe_tells_what_has_no_effect(run: Run) -> None:
     slice_ = """\
 apiVersion: discovery.k8s.io/v1
@@ -245,10 +275,11 @@ ports: [{name: http, port: 8080}]
         'ports[0]: Service "default/web" has no TCP port named "http": no traffic comes here',
         'there is no Node "node9": endpoints[0] remote everywhere',
     ]
-    assert squeezed(run("describe", "endpointslice", "mine").out)[-2:] == [f"Notes: {notes[0]}", notes[1]]
-    assert squeezed(run("describe", "svc", "web").out)[-2:] == [
+    assert squeezed(run("describe", "endpointslice", "mine").out)[-3:-1] == [f"Notes: {notes[0]}", notes[1]]
+    assert squeezed(run("describe", "svc", "web").out)[-3:] == [
         f"Notes: EndpointSlice mine: {notes[0]}",
         f"EndpointSlice mine: {notes[1]}",
+        "Events: <none>",
     ]
 
 

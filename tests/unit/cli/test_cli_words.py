@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.api.kinds import DEPLOYMENT, POD, REPLICA_SET, SERVICE
+from kproxy.api.kinds import DAEMON_SET, DEPLOYMENT, POD, REPLICA_SET, SERVICE, STATEFUL_SET
 from kproxy.api.manifest import read
 from kproxy.cli import run
 from kproxy.cli.apply import findings_of
@@ -27,7 +27,7 @@ from kproxy.errors import Invalid, UserError
         (["deploy", "a", "b"], [Target(DEPLOYMENT, "a"), Target(DEPLOYMENT, "b")]),
         (["svc/a", "Pod/b"], [Target(SERVICE, "a"), Target(POD, "b")]),
         (["deployment.apps/a"], [Target(DEPLOYMENT, "a")]),
-        (["all"], [Target(POD), Target(SERVICE), Target(DEPLOYMENT), Target(REPLICA_SET)]),
+        (["all"], [Target(k) for k in (POD, SERVICE, DEPLOYMENT, REPLICA_SET, STATEFUL_SET, DAEMON_SET)]),
     ],
 )
 def test_targets(words: list[str], targets: list[Target]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,6 +18,12 @@ RunTool = Callable[[Sequence[str], Iterable[str]], str]
 """Runs a tool with an input, piece by piece, and returns its output; raises HostError when it fails."""
 OnWritten = Callable[[Mapping[str, int], Mapping[str, int]], None]
 """Told after each write, per table: how many rules there are of ours, and how many were written."""
+
+_LOG = logging.getLogger(__name__)
+
+SLOW_RULES = 30_000
+SLOW_SECONDS = 8.0
+"""How long iptables-nft-restore 1.8.9 takes for so many rules; the time grows with their square."""
 
 _LINE_NUMBER = re.compile(r"(?:^|\s|:)line:? (\d+)")
 
@@ -43,6 +50,7 @@ class IptablesBackend:
         self._found = Found()
         self._on_written = on_written
         self._run = run
+        self._has_warned = False
 
     def apply(self, delta: PlanDelta) -> None:
         """Make the kernel hold what the delta says.
@@ -53,10 +61,23 @@ class IptablesBackend:
         """
         changed = self._rules.take(delta)
         if delta.is_full:
+            self._warn_of_slowness()
             self._found = parse_saved(self._run((self._tools.save,), ()))
             self._restore(lambda: self._rules.restore_all(self._found))
         elif pieces := self._rules.restore_changed(changed):
             self._restore(lambda: pieces)
+
+    def _warn_of_slowness(self) -> None:
+        rules = sum(self._rules.rule_counts.values())
+        if self._tools.variant != "nft" or rules < SLOW_RULES or self._has_warned:
+            return
+        self._has_warned = True
+        _LOG.warning(
+            "iptables-nft takes about %.0f s for %d rules, and the time grows with their square: "
+            "this host should use --proxy-mode=nftables, or --iptables-variant=legacy",
+            SLOW_SECONDS * (rules / SLOW_RULES) ** 2,
+            rules,
+        )
 
     def earlier_udp_frontends(self) -> frozenset[tuple[str, int]]:
         """UDP frontends in the kernel before the last full sync, as (address, port); a node port's address is empty."""

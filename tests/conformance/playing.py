@@ -244,6 +244,11 @@ class Stage:
         with self._log.open("ab") as log:
             return run_in(self.node, subprocess.Popen, argv, env=self._environment(), cwd="/", stdout=log, stderr=log)
 
+    def run_proxy(self, *flags: str) -> None:
+        """Runs a proxy that ends by itself, in place of the one that goes on."""
+        self._stop_proxy()
+        assert self._run_proxy(*flags).wait() == 0
+
     def _stop_proxy(self) -> None:
         if self._proxy is not None:
             self._proxy.send_signal(signal.SIGTERM)

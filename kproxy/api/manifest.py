@@ -295,7 +295,7 @@ def _read_json(text: str, file: str) -> list[Root] | None:
     except (ValueError, RecursionError):
         return None  # a repeated key, an impossible number, too deep: the YAML reader says where
     first_line = text.count("\n", 0, len(text) - len(stripped)) + 1
-    if _is_too_deep(value):
+    if is_too_deep(value):
         raise TextError(first_line, f"nested more than {MAX_DEPTH} deep")
     return [Root(value, first_line, _LazyLines(lambda: _lines_of_text(text)))]
 
@@ -311,7 +311,8 @@ def _refuse(constant: str) -> Any:
     raise ValueError(constant)
 
 
-def _is_too_deep(value: Any) -> bool:
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and maps are nested deeper than anything that Kubernetes has."""
     level = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

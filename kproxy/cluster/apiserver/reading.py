@@ -10,6 +10,7 @@ from kproxy.cluster.apiserver import list_options, requests, responses
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.representations import negotiate
+from kproxy.cluster.apiserver.sending import send
 from kproxy.cluster.apiserver.watching import watch
 from kproxy.cluster.paging import page_of
 
@@ -27,7 +28,7 @@ async def list_or_watch(backend: Backend, request: web.Request, target: Target) 
     if requests.is_true(request, "watch"):
         return await watch(backend, request, target, list_options.watching(request, target), form)
     page = page_of(backend.store, list_options.listing(request, target))
-    return web.Response(body=form.of_list(page.events, page.metadata), content_type=form.content_type)
+    return await send(request, form.of_list(page.events, page.metadata), form.content_type)
 
 
 async def show_lab(backend: Backend, _: web.Request) -> web.StreamResponse:

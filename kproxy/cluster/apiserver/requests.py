@@ -14,9 +14,10 @@ from aiohttp import web
 from kproxy.api import protobuf
 from kproxy.api.event_forms import of_core
 from kproxy.api.labels import parse_field_selector, parse_selector
+from kproxy.api.manifest import is_too_deep
 from kproxy.api.selectable_fields import selectable
 from kproxy.api.types import Object
-from kproxy.api.yaml_text import TextError, read_yaml
+from kproxy.api.yaml_text import MAX_DEPTH, TextError, read_yaml
 from kproxy.cluster import statuses
 from kproxy.cluster.apiserver.paths import Target
 from kproxy.cluster.apiserver.responses import JSON
@@ -83,7 +84,10 @@ async def value(request: web.Request, limit: int = OBJECT_LIMIT, *, is_yaml: boo
         ApiError: it is neither, or larger than ``limit`` bytes.
     """
     content = await _content(request, limit)
-    return await _from_yaml(content) if is_yaml else _from_json(content)
+    decoded = await _from_yaml(content) if is_yaml else _from_json(content)
+    if is_too_deep(decoded):
+        raise statuses.bad_request(f"the body is nested more than {MAX_DEPTH} levels deep")
+    return decoded
 
 
 async def body(request: web.Request, limit: int = OBJECT_LIMIT) -> Object:

@@ -1,7 +1,7 @@
 """Watches: a place in the store's log that moves on, and what the client has been told of it.
 
 Law: what waits for a client is bounded: a watch is a place in the log and at most one write under way. Who does not
-take that for ``PATIENCE`` seconds is hung up on; who falls behind the log is told 410 and lists again.
+take that is hung up on (``sending``); who falls behind the log is told 410 and lists again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from kproxy.api.types import Object
 from kproxy.cluster import statuses
+from kproxy.cluster.apiserver import sending
 from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.list_options import WatchOptions
 from kproxy.cluster.apiserver.paths import Target
@@ -23,17 +24,10 @@ from kproxy.cluster.apiserver.requests import Selection
 from kproxy.cluster.store import Compacted, Event, state
 from kproxy.errors import Gone
 
-PATIENCE: Final = 30.0
-"""Seconds that a client may let a write wait."""
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 """The annotation of the bookmark behind the objects that were there at the beginning."""
 
 _BOOKMARK_DELAY = 0.004  # seconds: one bookmark then tells of a burst of commits
-_PIECE: Final = 256 * 1024  # bytes of one write, so that 200 slow readers of a large list hold little of it
-
-
-class _HasStalled(Exception):
-    """The client does not read."""
 
 
 async def watch(
@@ -52,11 +46,9 @@ async def watch(
                 await stream.run()
         except TimeoutError:
             pass
-        async with asyncio.timeout(PATIENCE):
-            await response.write_eof()
-    except (_HasStalled, TimeoutError):
-        if request.transport is not None:
-            request.transport.abort()
+        await sending.end(response)
+    except sending.HasStalled:
+        sending.hang_up(request)
     return response
 
 
@@ -124,28 +116,18 @@ class _Stream:
         """Writes the lines, some at a time.
 
         Raises:
-            _HasStalled: the client does not take them.
+            HasStalled: the client does not take them.
         """
         piece: list[bytes] = []
         size = 0
         for line in lines:
             piece.append(line)
             size += len(line)
-            if size >= _PIECE:
-                await self._write(b"".join(piece))
+            if size >= sending.PIECE:
+                await sending.write(self._response, b"".join(piece))
                 piece, size = [], 0
         if piece:
-            await self._write(b"".join(piece))
-
-    async def _write(self, data: bytes) -> None:
-        patience = asyncio.timeout(PATIENCE)
-        try:
-            async with patience:
-                await self._response.write(data)
-        except TimeoutError as error:
-            if patience.expired():
-                raise _HasStalled from error
-            raise
+            await sending.write(self._response, b"".join(piece))
 
     def _next_lines(self) -> Iterator[bytes]:
         for event in self._backend.store.events_after(self._position):

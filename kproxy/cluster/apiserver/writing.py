@@ -29,8 +29,6 @@ async def create(backend: Backend, request: web.Request, target: Target) -> web.
     obj = await object_sent(request, target)
     if target.kind.namespaced and not target.namespace:
         raise statuses.method_not_allowed()
-    if obj.get("metadata") is None:
-        obj["metadata"] = {}
     how = manner(request, target)
     answer = await backend.write(backend.registry.create, target.kind, target.namespace, obj, how)
     return _answered(form, answer, 201)

@@ -100,6 +100,9 @@ class Case:
         """What a packet can be sent to without leaving the node."""
         return frozenset((*self.node_addresses, *LOOPBACK.values()))
 
+    def step(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
     def only(self, *protocols: str, name: str = "") -> Case:
         """This case with the flows of some protocols alone."""
         steps = (

@@ -69,6 +69,16 @@ _WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
             "restartPolicy",
             "terminationGracePeriodSeconds",
             "nodeSelector",
+            "tolerations",
+            "affinity",
+            "schedulerName",
+            "schedulingGates",
+            "dnsPolicy",
+            "dnsConfig",
+            "hostAliases",
+            "enableServiceLinks",
+            "setHostnameAsFQDN",
+            "serviceAccountName",
         )
     ),
     "V1Container": frozenset(
@@ -79,9 +89,13 @@ _WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
             "args",
             "ports",
             "env",
+            "envFrom",
+            "resources",
             "workingDir",
             "restartPolicy",
+            "startupProbe",
             "readinessProbe",
+            "livenessProbe",
             "lifecycle",
         )
     ),
@@ -95,19 +109,19 @@ _WITH_EFFECT: Final[dict[str, frozenset[str]]] = {
             "timeoutSeconds",
             "successThreshold",
             "failureThreshold",
+            "terminationGracePeriodSeconds",
         )
     ),
     "V1Lifecycle": frozenset(("preStop",)),
-    "V1LifecycleHandler": frozenset(("sleep",)),
+    "V1LifecycleHandler": frozenset(("exec", "httpGet", "sleep")),
     "V1ContainerPort": frozenset(("name", "containerPort", "protocol")),
-    "V1EnvVar": frozenset(("name", "value")),
-    "V1DeploymentSpec": frozenset(("replicas", "selector", "template", "strategy", "revisionHistoryLimit")),
-    "V1ReplicaSetSpec": frozenset(("replicas", "selector", "template")),
+    "V1ResourceRequirements": frozenset(("limits",)),
     "V1NamespaceSpec": frozenset(()),
 }
 
 # The same seen from the other side, for types of which nearly everything counts.
 _WITHOUT_EFFECT: Final[dict[str, frozenset[str]]] = {
+    "V1StatefulSetSpec": frozenset(("volumeClaimTemplates", "persistentVolumeClaimRetentionPolicy")),
     "V1NodeSpec": frozenset(("configSource", "externalID", "providerID")),
 }
 

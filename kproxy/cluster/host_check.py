@@ -163,6 +163,12 @@ def _conditions(facts: HostFacts, wanted: Needs, variant: str, why: str) -> Iter
         yield from _kernel(facts)
     yield from _tools(facts.tools)
     yield from _sandbox(facts.sandbox, facts.tools)
+    remedy = (
+        "let systemd manage /sys/fs/cgroup, or write +pids +memory into its cgroup.subtree_control; "
+        "in a container, docker: --privileged --cgroupns=host"
+    )
+    effect = "pods start without limits: one that goes wrong can use up the machine's memory and processes"
+    yield from _tried("control groups", facts.limits, State.LIMITED, effect, remedy)
     if facts.network is not None:
         yield from _network(facts.network)
     yield from _modules(facts)

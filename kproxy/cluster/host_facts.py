@@ -119,6 +119,7 @@ class HostFacts:
         conntrack: listing connections over netlink.
         nftables: loading a table with nft.
         sandbox: running a program in a pod's sandbox.
+        limits: making a control group with limits.
         rule_reader: reading rules back with python-iptables (legacy variant only).
         network: the host's own network namespace.
         loaded_modules: what the kernel loaded while the probes ran.
@@ -135,6 +136,7 @@ class HostFacts:
     conntrack: Tried | None = None
     nftables: Tried | None = None
     sandbox: Tried | None = None
+    limits: Tried | None = None
     rule_reader: Tried | None = None
     network: HostNetwork | None = None
     loaded_modules: tuple[str, ...] = ()

@@ -36,7 +36,8 @@ from kproxy.cluster.host_facts import (
 )
 from kproxy.cluster.layout import python_environment
 from kproxy.errors import HostError
-from netns import libc, process, sysctl
+from netns import cgroup, libc, process, sysctl
+from netns.cgroup import Group
 from netns.errors import NetnsError
 from netns.link import add_bridge, add_veth, add_vxlan
 from netns.namespace import Namespace, in_own_thread
@@ -111,6 +112,7 @@ def _look_inside(wanted: _Wanted) -> HostFacts:
             conntrack=_tried(_list_connections),
             nftables=_tried(_load_nftables) if wanted.is_full else None,
             sandbox=_tried(_run_in_sandbox) if wanted.is_full else None,
+            limits=_tried(_make_group) if wanted.is_full else None,
             rule_reader=_tried(_read_rules) if wanted.is_full else None,
         )
 
@@ -220,6 +222,14 @@ def _run_in_sandbox() -> None:
             os.close(fd)
         if process.exit_status(started):
             raise HostError("bubblewrap failed", stderr=log.read_text(errors="replace"))
+
+
+def _make_group() -> None:
+    group = Group(cgroup.find(), f"kproxy-check-{os.getpid()}")
+    try:
+        group.limit(64, 64 * 1024 * 1024)
+    finally:
+        group.remove()
 
 
 def _read_rules() -> None:

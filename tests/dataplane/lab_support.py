@@ -186,6 +186,7 @@ def assert_nothing_is_left(name: str) -> None:
     assert f"/run/kproxy/{name}/" not in Path("/proc/self/mountinfo").read_text()
     own = [path for path in Path("/run/netns").glob(f"{name}-*") if path.is_symlink()]
     assert own == []
+    assert [*Path("/sys/fs/cgroup").glob(f"kproxy-{name}"), *Path("/sys/fs/cgroup").glob(f"*/kproxy-{name}")] == []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):

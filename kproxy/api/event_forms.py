@@ -25,8 +25,13 @@ _TO_CORE: Final = {group: core for core, group in _NAMES}
 
 
 def of_group(event: Object) -> Object:
-    """A stored Event in the form of events.k8s.io."""
-    return _renamed(event, _TO_GROUP) | {"apiVersion": EVENT_OF_GROUP.api_version}
+    """A stored Event in the form of events.k8s.io.
+
+    An event of the older kind has no eventTime, on which typed clients insist in this form: it gets the one it had.
+    """
+    seen = next((event[key] for key in ("eventTime", "firstTimestamp", "lastTimestamp") if event.get(key)), None)
+    moment = seen or event["metadata"].get("creationTimestamp")
+    return _renamed(event, _TO_GROUP) | {"apiVersion": EVENT_OF_GROUP.api_version, "eventTime": moment}
 
 
 def of_core(event: Object) -> Object:

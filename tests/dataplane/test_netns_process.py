@@ -172,8 +172,8 @@ def test_who_does_not_listen_is_killed_after_the_grace_and_all_at_once() -> None
         for _ in started:
             file.readline()
         begin = time.monotonic()
-        process.kill_all(started, 0.3)
-        assert 0.3 <= time.monotonic() - begin < 2
+        process.kill_all(started, 2.0)
+        assert 2.0 <= time.monotonic() - begin < 6.0, "one after the other"
     assert [process.exit_status(one) for one in started] == [-signal.SIGKILL] * 3
 
 

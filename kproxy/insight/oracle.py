@@ -21,7 +21,7 @@ frontend take its default route, pods' with the node's address, as packets to th
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -30,6 +30,9 @@ from kproxy.api.types import EndpointSlice, Service, ServicePort, SliceEndpoint,
 
 KEPT = "kept"
 """The endpoint saw the address that the client sent from."""
+
+ROUTER = "router/router"
+"""The place of the nodes' default gateway."""
 
 FAMILY_WITH_MARTIANS = 4
 """Linux drops IPv4 packets that come in with an address of its own as their source; IPv6 it takes."""
@@ -719,6 +722,7 @@ def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...], *, mas
     for backend in chosen:
         where = _where(view, backend.address)
         if where is None:
+            answers += _answers_outside(view, flow, backend, masquerades=masquerades)
             continue
         source = _source_seen(flow, backend, *where, masquerades=masquerades)
         if source == flow.source and _is_martian(flow, backend, where[0]):
@@ -738,6 +742,17 @@ def _through(view: ClusterView, flow: _Flow, chosen: tuple[Backend, ...], *, mas
         is_sticky=is_sticky and bool(answers),
         unreached=tuple(unreached),
     )
+
+
+def _answers_outside(view: ClusterView, flow: _Flow, backend: Backend, *, masquerades: bool) -> Iterator[Answer]:
+    """What an endpoint answers that is a client outside, whose packets come and go by the router."""
+    if not any(backend.address in client.addresses for client in view.clients):
+        return
+    own = first_of_family(flow.node.addresses, ip_address(backend.address).version) or flow.source
+    is_pods = any(_covers(node.pod_cidrs, flow.source) for node in view.nodes)
+    source = own if masquerades or is_pods else flow.source
+    hops = flow.hops + (0 if _is_the_node(flow.place, flow.node) else 1) + 1
+    yield Answer(backend.text, KEPT if source == flow.sent_from else source, hops)
 
 
 def _where(view: ClusterView, address: str) -> tuple[NodeView, bool] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kproxy.api.types import Service, ServicePort
 from kproxy.insight.oracle import (
+    ROUTER,
     Backend,
     BalancerKind,
     ClusterView,
@@ -142,7 +143,7 @@ def _proxying_balancer(view: ClusterView, service: Service, family: int) -> Iter
     name = f"{service.metadata.namespace}/{service.metadata.name}"
     if any(one.service == name and one.kind is BalancerKind.CLASSIC for one in view.balancers):
         networks = tuple(address for node in view.nodes for address in node.addresses)
-        place = Place("router/router", None, False, view.router_addresses, networks, is_router=True)
+        place = Place(ROUTER, None, False, view.router_addresses, networks, is_router=True)
         if place.address(family):
             yield Standing(place, "the balancer")
 

@@ -19,6 +19,7 @@ from typing import Self
 from kproxy.insight.map_chains import chains_of
 from kproxy.insight.oracle import (
     KEPT,
+    ROUTER,
     Answer,
     ClusterView,
     FrontendKind,
@@ -429,7 +430,7 @@ def _watched(surroundings: Surroundings, rows: Sequence[Row]) -> list[str]:
         if pod is not None:
             needed.add(f"pod/{pod.namespace}/{pod.name}")
     if any(balancer_of(surroundings.view, row.frontend) is not None for row in rows):
-        needed.add("router/router")
+        needed.add(ROUTER)
     others = [name for name in surroundings.namespaces if name.startswith("pod/") and name not in needed]
     return sorted(needed) + others[:MOST_STATIONS]
 

@@ -14,6 +14,7 @@ from kproxy.client import Client
 from kproxy.cluster.status import LabStatus, ProxySettings
 from kproxy.cluster.topology import UPLINK, pod_port
 from kproxy.insight.oracle import (
+    ROUTER,
     BalancerKind,
     BalancerView,
     ClientView,
@@ -45,7 +46,8 @@ def look(client: Client) -> Surroundings:
     status = msgspec.convert(client.lab_status(), LabStatus)
     services = tuple(typed(obj, Service) for obj in client.list(SERVICE).items)
     slices = tuple(typed(obj, EndpointSlice) for obj in client.list(ENDPOINT_SLICE).items)
-    return Surroundings(status, cluster_view(status, services, slices), namespaces(status))
+    places = {**namespaces(status), ROUTER: PUBLISHED / status.router.namespace}
+    return Surroundings(status, cluster_view(status, services, slices), places)
 
 
 def cluster_view(status: LabStatus, services: tuple[Service, ...], slices: tuple[EndpointSlice, ...]) -> ClusterView:
@@ -105,7 +107,6 @@ def namespaces(status: LabStatus) -> dict[str, Path]:
     """The network namespace of every client place."""
     found = {f"node/{node.name}": PUBLISHED / node.namespace for node in status.nodes}
     found |= {f"client/{client.name}": PUBLISHED / client.namespace for client in status.clients}
-    found["router/router"] = PUBLISHED / status.router.namespace
     found |= {
         f"pod/{pod.namespace_}/{pod.name}": PUBLISHED / pod.namespace
         for pod in status.pods

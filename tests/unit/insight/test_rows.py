@@ -230,6 +230,5 @@ def test_places_have_namespaces_of_their_own() -> None:
         "node/node1": "/run/netns/lab-node1",
         "node/node2": "/run/netns/lab-node2",
         "client/client": "/run/netns/lab-client",
-        "router/router": "/run/netns/lab-router",
         "pod/default/a": "/run/netns/lab-default.a",
     }

@@ -7,6 +7,11 @@ import subprocess
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how long an example takes says more about what else runs on this machine than about the code
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @cache

@@ -13,7 +13,16 @@ import msgspec
 
 from kproxy.api.types import EndpointSlice, Node, Service, ServiceCIDR
 from kproxy.proxy import passed_over
-from kproxy.proxy.endpoints import Endpoint, PortKey, from_slices, local_ready_addresses, service_of
+from kproxy.proxy.endpoints import (
+    Endpoint,
+    PortKey,
+    SliceEndpoints,
+    from_slices,
+    local_ready_addresses,
+    merged,
+    of_slice,
+    service_of,
+)
 from kproxy.proxy.family import Family
 from kproxy.proxy.plan import Circumstances, NodePortScope, PlanDelta, PortPlan, Refusal, plan_port
 from kproxy.proxy.services import PortSpec, ServiceName, ServicePortName, port_specs
@@ -88,6 +97,8 @@ class Tracker:
         self._specs: dict[ServiceName, dict[ServicePortName, PortSpec]] = {}
         self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
         self._slice_owner: dict[ServiceName, ServiceName] = {}
+        # of Services with several slices, so that a change to one of them is no work for the others
+        self._parts: dict[ServiceName, dict[str, SliceEndpoints]] = {}
         self._endpoints: dict[ServiceName, dict[PortKey, tuple[Endpoint, ...]]] = {}
         self._plans: dict[ServicePortName, PortPlan] = {}
         self._ports_of_plans: dict[ServiceName, tuple[ServicePortName, ...]] = {}
@@ -143,20 +154,20 @@ class Tracker:
         after = ServiceName(slice_name.namespace, owner) if owner else None
         if before is not None and before != after:
             self._slices[before].pop(slice_name.name, None)
-            if self._refresh(before):
+            if self._refresh(before, slice_name.name):
                 self._triggers.pop(before, None)
         if after is not None and slice_ is not None:
             self._slice_owner[slice_name] = after
             self._slices.setdefault(after, {})[slice_name.name] = slice_
-            if self._refresh(after) and (moment := _trigger_time(slice_)) is not None:
+            if self._refresh(after, slice_name.name) and (moment := _trigger_time(slice_)) is not None:
                 self._triggers.setdefault(after, []).append(moment)
 
-    def _refresh(self, service: ServiceName) -> bool:
-        """Merge a Service's slices anew; returns whether that made a difference."""
+    def _refresh(self, service: ServiceName, changed: str) -> bool:
+        """Merge a Service's slices, of which one has changed, anew; returns whether that made a difference."""
         self._unread.add(service)
         slices = self._slices[service]
         before = self._endpoints.get(service, {})
-        after = from_slices((slices[name] for name in sorted(slices)), self._family, self._node_name)
+        after = self._merged(service, changed)
         if not slices:
             del self._slices[service]
         if before == after:
@@ -169,6 +180,17 @@ class Tracker:
             del self._endpoints[service]
         self._check_health(service)
         return True
+
+    def _merged(self, service: ServiceName, changed: str) -> dict[PortKey, tuple[Endpoint, ...]]:
+        slices = self._slices[service]
+        if len(slices) < 2:
+            self._parts.pop(service, None)
+            return from_slices(slices.values(), self._family, self._node_name)
+        parts = self._parts.setdefault(service, {})
+        parts.pop(changed, None)
+        for name in slices.keys() - parts.keys():
+            parts[name] = of_slice(slices[name], self._family, self._node_name)
+        return merged(parts[name] for name in sorted(slices))
 
     def _mark(self, service: ServiceName, ports: Iterable[PortKey | ServicePortName]) -> None:
         self._dirty.add(service)

@@ -56,6 +56,10 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
         return self.is_serving and self.is_terminating
 
 
+SliceEndpoints = Sequence[tuple[PortKey, Sequence[Endpoint]]]
+"""The endpoints of one slice, for each of its ports."""
+
+
 class NodeIdentity(NamedTuple):
     """What endpoint selection has to know of this node; an empty zone means the node has none."""
 
@@ -99,18 +103,32 @@ def from_slices(slices: Iterable[EndpointSlice], family: Family, node_name: str)
         family: the proxier's.
         node_name: this node; decides which endpoints are local.
     """
-    merged: dict[PortKey, dict[str, Endpoint]] = {}
-    for slice_ in slices:
-        if slice_.address_type != family.value:
-            continue
-        for port in slice_.ports or ():
-            key = port_key(port)
-            if key is None or port.port is None:
-                continue
-            found = merged.setdefault(key, {})
-            for entry in slice_.endpoints or ():
-                _merge(found, _endpoint(entry, port.port, family, node_name))
-    return {key: tuple(found[address] for address in sorted(found)) for key, found in merged.items()}
+    return merged(of_slice(slice_, family, node_name) for slice_ in slices)
+
+
+def of_slice(slice_: EndpointSlice, family: Family, node_name: str) -> SliceEndpoints:
+    """What one slice adds to its Service, in order; nothing when it is of the other family."""
+    if slice_.address_type != family.value:
+        return ()
+    found = []
+    for port in slice_.ports or ():
+        key = port_key(port)
+        if key is not None and port.port is not None:
+            entries = (_endpoint(entry, port.port, family, node_name) for entry in slice_.endpoints or ())
+            found.append((key, [endpoint for endpoint in entries if endpoint is not None]))
+    return tuple(found)
+
+
+def merged(slices: Iterable[SliceEndpoints]) -> dict[PortKey, tuple[Endpoint, ...]]:
+    """As `from_slices`, of slices that have been read."""
+    by_port: dict[PortKey, dict[str, Endpoint]] = {}
+    for ports in slices:
+        for key, endpoints in ports:
+            found = by_port.setdefault(key, {})
+            for endpoint in endpoints:
+                if not (endpoint.is_terminating and endpoint.address in found):
+                    found[endpoint.address] = endpoint
+    return {key: tuple(found[address] for address in sorted(found)) for key, found in by_port.items()}
 
 
 def port_key(port: SlicePort) -> PortKey | None:
@@ -122,12 +140,6 @@ def first_address(entry: SliceEndpoint, family: Family) -> str:
     """An endpoint's first address, the only one read, canonical; empty when there is none of the family."""
     text = entry.addresses[0] if entry.addresses else ""
     return canonical_address(text) if family.has(text) else ""
-
-
-def _merge(found: dict[str, Endpoint], endpoint: Endpoint | None) -> None:
-    if endpoint is None or (endpoint.is_terminating and endpoint.address in found):
-        return
-    found[endpoint.address] = endpoint
 
 
 def _endpoint(entry: SliceEndpoint, port: int, family: Family, node_name: str) -> Endpoint | None:

@@ -93,9 +93,9 @@ def _never_gone(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _unmarked_slices(original: Callable[..., Any]) -> Callable[..., Any]:
-    def refresh(self: Tracker, service: Any) -> bool:
+    def refresh(self: Tracker, service: Any, changed: str) -> bool:
         before = set(self._dirty)
-        result: bool = original(self, service)
+        result: bool = original(self, service, changed)
         self._dirty &= before
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from kproxy.api.types import EndpointSlice
-from kproxy.proxy.changes import Change, Tracker
+from kproxy.proxy.changes import TRIGGER_TIME_ANNOTATION, Change, ObjectKey, Tracker
 from kproxy.proxy.endpoints import (
     Endpoint,
     NodeIdentity,
@@ -21,12 +22,14 @@ from kproxy.proxy.endpoints import (
 )
 from kproxy.proxy.family import Family
 from kproxy.proxy.node import ZONE_LABEL
+from kproxy.proxy.plan import Circumstances, NodePortScope
 from kproxy.proxy.services import PortSpec, ServicePortName
 from kproxy.proxy.sources import key_of, typed
 
 HERE = Path(__file__).parent
 CATEGORIZE = yaml.safe_load((HERE / "categorize.yaml").read_text())["cases"]
-UPDATES = yaml.safe_load((HERE / "endpoints.yaml").read_text())["updates"]
+TABLES = yaml.safe_load((HERE / "endpoints.yaml").read_text())
+UPDATES = TABLES["updates"]
 
 
 @pytest.mark.parametrize("case", CATEGORIZE, ids=lambda case: case["name"])
@@ -133,3 +136,101 @@ def test_unnamed_port_is_the_empty_name() -> None:
         Family.IPV4,
         "n",
     )
+
+
+def _tracked(slices: list[dict[str, Any]], node: str) -> Tracker:
+    tracker = Tracker(Family.IPV4, node)
+    tracker.take(Change(key_of(obj), None, typed(obj)) for obj in slices)
+    return tracker
+
+
+def _known(slices: list[dict[str, Any]], node: str) -> dict[str, list[dict[str, Any]]]:
+    merged = from_slices(_slices(slices), Family.IPV4, node)
+    return {f"ns1/svc1:{key.name}/{key.protocol}": [_shown(one) for one in found] for key, found in merged.items()}
+
+
+@pytest.mark.parametrize("case", TABLES["sliceUpdates"]["cases"], ids=lambda case: case["name"])
+def test_a_slice_changes_what_it_changes_for_kube_proxy(case: dict[str, Any]) -> None:
+    tracker = _tracked(case["before"], case["node"])
+    before = {key_of(obj): obj for obj in case["before"]}
+    tracker.delta(Circumstances(NodeIdentity(case["node"])), NodePortScope())
+    changed = case.get("apply") or case["remove"]
+    key, new = key_of(changed), case.get("apply")
+
+    old = typed(before[key]) if key in before else None
+    tracker.take([Change(key, old, typed(new) if new else None)])
+
+    assert tracker.is_dirty == case["expect"]["changed"]
+    if case["expect"]["changed"]:
+        now = {at: obj for at, obj in (before | {key: new}).items() if obj}
+        assert _known([*now.values()], case["node"]) == case["expect"]["endpoints"]
+
+
+@pytest.mark.parametrize("case", TABLES["pendingChanges"]["cases"], ids=lambda case: case["name"])
+def test_what_waits_is_what_kube_proxy_would_look_at(case: dict[str, Any]) -> None:
+    applied = {key_of(obj): obj for obj in case["applied"]}
+    tracker = _tracked(case["applied"], "")
+    tracker.delta(Circumstances(NodeIdentity("")), NodePortScope())
+    pending = {key_of(obj): obj for obj in case["pending"]}
+
+    tracker.take(
+        Change(key, typed(applied[key]) if key in applied else None, typed(new)) for key, new in pending.items()
+    )
+
+    expected = case["expectChanges"]
+    assert tracker.is_dirty == bool(expected)
+    if expected:
+        assert [{"previous": _known(case["applied"], ""), "current": _known(case["pending"], "")}] == expected
+
+
+@pytest.mark.parametrize("case", TABLES["triggerTimes"]["cases"], ids=lambda case: case["name"])
+def test_the_times_of_changes_are_those_that_kube_proxy_counts(case: dict[str, Any]) -> None:
+    tracker, known = Tracker(Family.IPV4, ""), dict[ObjectKey, Any]()
+    for number, event in enumerate(case["events"]):
+        verb, name, *rest = event.split()
+        namespace, _, service = name.partition("/")
+        seconds = int(rest[0].removeprefix("t=")) if rest else None
+        moment = None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        obj = {
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": service,
+                "namespace": namespace,
+                "labels": {"kubernetes.io/service-name": service},
+                "annotations": {TRIGGER_TIME_ANNOTATION: moment} if moment else {},
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [f"10.0.0.{number}"]}],
+            "ports": [{"name": "", "port": 80}],
+        }
+        key = key_of(obj)
+        new = None if verb == "delete" else typed(obj)
+        tracker.take([Change(key, known.get(key), new)])
+        known[key] = new
+
+    after_start = [moment for moment in tracker.pop_triggers() if moment > TABLES["triggerTimes"]["proxyStarted"]]
+    assert sorted(after_start) == sorted(moment for each in case["expect"].values() for moment in each)
+
+
+@pytest.mark.parametrize("number", range(len(TABLES["localReadyEndpointIPs"]["cases"])))
+def test_ready_addresses_on_this_node_are_counted(number: int) -> None:
+    case = TABLES["localReadyEndpointIPs"]["cases"][number]
+    services: dict[str, dict[PortKey, list[Endpoint]]] = {}
+    for name, endpoints in case["endpoints"].items():
+        service, _, port = name.rpartition(":")
+        found = [
+            Endpoint(
+                one["endpoint"],
+                is_local=one["isLocal"],
+                is_ready=one["ready"],
+                is_serving=one["serving"],
+                is_terminating=one["terminating"],
+            )
+            for one in endpoints
+        ]
+        services.setdefault(service, {})[PortKey(*port.split("/"))] = found
+
+    counts = {service: local_ready_addresses(ports) for service, ports in services.items()}
+    assert {service: count for service, count in counts.items() if count} == {
+        service: len(addresses) for service, addresses in case["expect"].items()
+    }

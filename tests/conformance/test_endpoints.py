@@ -154,7 +154,7 @@ def test_a_slice_changes_what_it_changes_for_kube_proxy(case: dict[str, Any]) ->
     tracker = _tracked(case["before"], case["node"])
     before = {key_of(obj): obj for obj in case["before"]}
     tracker.delta(Circumstances(NodeIdentity(case["node"])), NodePortScope())
-    changed = case.get("apply") or case["remove"]
+    changed = case.get("apply") or case["delete"]
     key, new = key_of(changed), case.get("apply")
 
     old = typed(before[key]) if key in before else None

@@ -323,9 +323,12 @@ class Agent:
         proxier.needs_full_sync = True
         proxier.runner.finish(now, succeeded=False)
         self._progress.failed(str(error))
-        self._metrics.add(names.RESTORE_FAILURES, family)
-        if not is_full:
-            self._metrics.add(names.PARTIAL_RESTORE_FAILURES, family)
+        if self._config.is_nftables:
+            self._metrics.add(names.NFTABLES_SYNC_FAILURES, family)
+        else:
+            self._metrics.add(names.RESTORE_FAILURES, family)
+            if not is_full:
+                self._metrics.add(names.PARTIAL_RESTORE_FAILURES, family)
         # a fault that lasts is told once, not every time it is met again
         fault = f"{error.reason}: {error.text}" if isinstance(error, TransactionError) else str(error)
         level = logging.DEBUG if fault == proxier.last_fault else logging.ERROR

@@ -118,6 +118,9 @@ LAST_RULES = Metric(
     "Number of iptables rules written by kube-proxy in last sync",
     ("table", *FAMILY),
 )
+NFTABLES_SYNC_FAILURES = Metric(
+    "sync_proxy_rules_nftables_sync_failures_total", Kind.COUNTER, "Cumulative proxy nftables sync failures", FAMILY
+)
 CONNTRACK_DURATION = _duration(
     "conntrack_reconciler_sync_duration_seconds", "ReconcileConntrackFlowsLatency latency in seconds"
 )

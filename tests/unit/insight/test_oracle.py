@@ -405,11 +405,45 @@ def test_without_a_detector_pods_are_outsiders_to_a_local_policy() -> None:
 
 
 CLOSED = Promise(Verdict.REFUSED, is_closed=True)
+NFTABLES = replace(PROXY, mode="nftables")
 MASQUERADING = replace(PROXY, masquerade_all=True)
 NO_DETECTOR = ProxyView()
 BY_UPLINK = ProxyView("InterfaceNamePrefix", pod_interface_name_prefix="eth")
 ELSEWHERE = replace(PROXY, node_port_addresses=("10.0.0.0/8",))
 RANGES = {"loadBalancerSourceRanges": ["192.168.1.3/32"]}
+
+
+def test_mode_nftables_refuses_the_node_itself_what_it_refuses_others() -> None:
+    view = cluster([])
+    for text in ("cluster", "external", "lb", "nodeport:1"):
+        assert promise(everywhere(view, NFTABLES), place("node/node1"), frontend(view, text)) == REFUSED
+    assert promise(everywhere(view, PROXY), place("node/node1"), frontend(view, "external")) != REFUSED
+
+
+def test_mode_nftables_looks_at_source_ranges_before_endpoints() -> None:
+    view = cluster([], **RANGES)
+    assert promise(everywhere(view, NFTABLES), place("pod/pod1-2"), frontend(view, "lb")) == DROPPED
+    assert promise(everywhere(view, PROXY), place("pod/pod1-2"), frontend(view, "lb")) == REFUSED
+
+
+def test_mode_nftables_knows_no_node_port_where_none_answers() -> None:
+    proxy = replace(NFTABLES, node_port_addresses=("10.0.0.0/8",))
+    for endpoints in ([], [endpoint(3)]):
+        view = everywhere(cluster(endpoints, **ETP_LOCAL), proxy)
+        assert promise(view, place("pod/pod1-2"), frontend(view, "nodeport:1")) == CLOSED
+
+
+def test_mode_nftables_hides_a_pod_from_itself_only_where_it_runs() -> None:
+    """It comes to itself by another node's node port, and policy Local lets pods keep their address."""
+    view = cluster([endpoint(1)], **ETP_LOCAL)
+    by_itself = promise(everywhere(view, NFTABLES), place("pod/pod1-2"), frontend(view, "nodeport:3"))
+    assert by_itself == Promise(Verdict.DROPPED, unreached=(P1,))
+    assert (
+        promise(everywhere(view, PROXY), place("pod/pod1-2"), frontend(view, "nodeport:3")).verdict == Verdict.ANSWERED
+    )
+    assert promise(everywhere(view, NFTABLES), place("pod/pod1-2"), frontend(view, "nodeport:1")) == answered(
+        (P1, "10.244.1.1", 1)
+    )
 
 
 @dataclass(frozen=True)

@@ -79,3 +79,15 @@ def test_the_flags_of_a_node_are_those_that_its_proxy_gets() -> None:
         node_port_addresses=(),
         localhost_node_ports=True,
     )
+
+
+def test_mode_nftables_answers_on_the_nodes_own_addresses_unless_told_otherwise() -> None:
+    given = {"proxy-mode": "nftables"}
+    settings = effective(given, ("192.168.1.2", "fd00:1::2"))
+
+    assert settings.mode == "nftables"
+    assert settings.node_port_addresses == ("192.168.1.2/32", "fd00:1::2/128")
+    assert not settings.localhost_node_ports
+    chosen = effective({**given, "nodeport-addresses": "10.0.0.0/8"}, ("192.168.1.2",))
+    assert chosen.node_port_addresses == ("10.0.0.0/8",)
+    assert not effective({**given, "nodeport-addresses": "127.0.0.0/8"}, ("192.168.1.2",)).localhost_node_ports

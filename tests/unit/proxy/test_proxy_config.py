@@ -30,6 +30,12 @@ from kproxy.proxy.flags import ignored, parse_arguments, parse_flags
         (["--iptables-min-sync-period=0s"], "iptables_min_sync_period", 0.0),
         (["--iptables-sync-period", "1m30s"], "iptables_sync_period", 90.0),
         (["--iptables-masquerade-bit=0x0f"], "iptables_masquerade_bit", 15),
+        (["--proxy-mode=nftables"], "proxy_mode", "nftables"),
+        # which has no such flags of its own
+        (["--proxy-mode=nftables", "--iptables-sync-period=1m"], "sync_period", 60.0),
+        (["--proxy-mode=nftables", "--iptables-min-sync-period=2s"], "min_sync_period", 2.0),
+        (["--proxy-mode=nftables", "--nftables-writer=nft"], "nftables_writer", "nft"),
+        (["--iptables-sync-period=1m"], "nftables_sync_period", 30.0),
         (["-v=4"], "v", 4),
         (["-v", "2"], "v", 2),
         (["-v3"], "v", 3),

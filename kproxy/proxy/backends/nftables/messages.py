@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from kproxy.proxy.backends.nftables import names
 from kproxy.proxy.backends.nftables.containers import (
-    AFFINITY_SIZE,
     HAS_TIMEOUT,
     IS_DYNAMIC,
     IS_MAP,
@@ -44,7 +43,7 @@ CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
 HOOK_NUMBER, HOOK_PRIORITY = 1, 2
 RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 4, 7
 SET_TABLE, SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_SIZE, SET_DATA_TYPE, SET_DATA_SIZE = 1, 2, 3, 4, 5, 6, 7
-SET_DESCRIPTION, SET_ID, SET_USERDATA = 9, 10, 13
+SET_ID, SET_USERDATA = 10, 13
 ELEMENTS_TABLE, ELEMENTS_SET, ELEMENTS = 1, 2, 3
 ELEMENT_KEY, ELEMENT_DATA, ELEMENT_USERDATA = 1, 2, 6
 
@@ -167,7 +166,11 @@ class Messages:
     # sets and maps
 
     def add_container(self, container: Container) -> Request:
-        """Creates a set or a map, unless it is there."""
+        """Creates a set or a map, unless it is there.
+
+        None is told how many elements to expect: the kernel makes room for all of them at once, one megabyte for the
+        65,535 clients that nft asks for. The first rule that adds clients sets that limit all the same (nft_dynset.c).
+        """
         flags = {Holds.NOTHING: 0, Holds.CLIENTS: HAS_TIMEOUT | IS_DYNAMIC}.get(container.holds, IS_MAP)
         rest = self._table + _string(SET_NAME, container.name) + _number(SET_FLAGS, flags)
         rest += _number(SET_KEY_TYPE, type_number(container.key)) + _number(SET_KEY_SIZE, container.key_size)
@@ -178,8 +181,6 @@ class Messages:
             rest += _number(SET_DATA_TYPE, type_number(endpoint))
             rest += _number(SET_DATA_SIZE, sum(part.size for part in endpoint))
         rest += _number(SET_ID, 1)
-        if container.holds is Holds.CLIENTS:
-            rest += _nested(SET_DESCRIPTION, _number(1, AFFINITY_SIZE))
         rest += attribute(SET_USERDATA, _user_data(container, self._family))
         return self._request(NEW_SET, NLM_F_CREATE, rest, f"{container.holds.value} {container.name}")
 

@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,11 +61,15 @@ class Contents(msgspec.Struct):
     """
 
     objects: dict[ObjectKey, Tracked]
-    bad: set[ObjectKey]
-    findings: list[Finding]
-    passed_over: set[str]
+    bad: Set[ObjectKey]
+    findings: Sequence[Finding]
+    passed_over: Set[str]
     is_broken: bool
     texts: Mapping[bytes, Read] = {}
+
+
+_NO_TEXTS: Mapping[bytes, Read] = {}
+"""One for all: there are tens of thousands of files."""
 
 
 def read_file(path: Path, known: Mapping[bytes, Read] | None = None) -> Contents:
@@ -82,7 +86,8 @@ def read_file(path: Path, known: Mapping[bytes, Read] | None = None) -> Contents
     if (plain := read_plain(text, known or {})) is not None:
         objects = {read.key: read.value for read in plain.values()}
         if len(objects) == len(plain):
-            return Contents(objects, set(), [], set(), is_broken=False, texts=plain if len(plain) > 1 else {})
+            texts = plain if len(plain) > 1 else _NO_TEXTS
+            return Contents(objects, frozenset(), (), frozenset(), is_broken=False, texts=texts)
     return read_thoroughly(text, str(path))
 
 
@@ -98,24 +103,28 @@ def read_thoroughly(text: bytes, file: str) -> Contents:
 
     with without_collections():
         documents, findings = read(text, file, max_bytes=1 << 40)
-        contents = Contents({}, set(), list(findings), set(), is_broken=bool(findings))
+        is_broken = bool(findings)
+        objects: dict[ObjectKey, Tracked] = {}
+        bad: set[ObjectKey] = set()
+        passed_over: set[str] = set()
+        findings = list(findings)
         for document in documents:
             kind = document.obj.get("kind")
             if not kind:
-                contents.findings += document.findings([required("kind")])
+                findings += document.findings([required("kind")])
                 continue
             if str(kind) not in TYPES:
-                contents.passed_over.add(str(kind))
+                passed_over.add(str(kind))
                 continue
             obj, errors = prepare(document.obj, is_strict=False)
-            if not errors and key_of(obj) in contents.objects:
+            if not errors and key_of(obj) in objects:
                 errors = [duplicate("metadata.name", obj["metadata"]["name"])]
             if errors:
-                contents.findings += document.findings(errors)
-                contents.bad |= _named(document.obj)
+                findings += document.findings(errors)
+                bad |= _named(document.obj)
             else:
-                contents.objects[key_of(obj)] = typed(obj)
-    return contents
+                objects[key_of(obj)] = typed(obj)
+    return Contents(objects, bad, findings, passed_over, is_broken=is_broken)
 
 
 def _named(obj: Object) -> set[ObjectKey]:

@@ -18,6 +18,7 @@ from kproxy.cluster import certificates
 class Request(NamedTuple):
     """What it was asked."""
 
+    method: str
     path: str
     query: dict[str, str]
     authorization: str
@@ -81,12 +82,17 @@ class ScriptedApi:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                self.do_GET()
+
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 shown = self.connection.getpeercert() or {}  # type: ignore[attr-defined]
                 subject = dict(pair[0] for pair in shown.get("subject", ()))
                 query = dict(parse_qsl(parts.query))
-                asked = Request(parts.path, query, self.headers.get("Authorization", ""), subject.get("commonName", ""))
+                token = self.headers.get("Authorization", "")
+                asked = Request(self.command, parts.path, query, token, subject.get("commonName", ""))
                 outer.requests.append(asked)
                 answer = script(asked)
                 body = json.dumps(answer.body).encode() if answer.body is not None else b""

@@ -524,6 +524,23 @@ def test_exec(kubectl: Kubectl) -> None:
     assert kubectl.try_("exec", "sh", "--", "no-such-command").returncode == 127
 
 
+@pytest.mark.parametrize("flags", [(), ("-i",)], ids=["without input", "with input"])
+def test_a_command_ends_with_its_client(kubectl: Kubectl, flags: tuple[str, ...]) -> None:
+    kubectl("apply", "-f", "-", stdin=SHELL)
+    kubectl("wait", "--for=condition=Ready", "pod/sh", "--timeout=60s")
+
+    def is_running() -> bool:
+        return "54321" in kubectl("exec", "sh", "--", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+
+    client = kubectl.start("exec", *flags, "sh", "--", "sleep", "54321")
+    try:
+        eventually(is_running, "the command runs")
+    finally:
+        client.kill()
+        client.communicate()
+    eventually(lambda: not is_running(), "the command has ended")
+
+
 def test_exec_on_a_terminal(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", "-", stdin=SHELL)
     kubectl("wait", "--for=condition=Ready", "pod/sh", "--timeout=60s")

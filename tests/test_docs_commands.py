@@ -56,7 +56,7 @@ def with_proof(page: Path, commands: list[Command]) -> list[Command]:
     """The commands of a scenario with `kproxy verify` before it is taken away; those of other pages as they are."""
     if page.parent.parent != ROOT / "manifests":
         return commands
-    ends = [index for index, command in enumerate(commands) if "kproxy delete -f " in command.text]
+    ends = [index for index, command in enumerate(commands) if "kproxy delete " in command.text]
     assert ends, "a scenario is taken away at its end"
     proof = Command(commands[ends[-1]].line, PROOF, [])
     return [*commands[: ends[-1]], proof, *commands[ends[-1] :]]

@@ -117,6 +117,7 @@ bench: setup $(VENV)/.installed-dev ## what `lab up` and the node proxy cost, be
 	@$(GIVE_BACK); \
 	$(ROOT) $(BIN)/python tests/bench/topology_cost.py; \
 	$(ROOT) $(BIN)/python tests/bench/lab_cost.py; \
+	$(ROOT) $(BIN)/python tests/bench/pods_cost.py --most 20 --most-memory 3; \
 	$(BIN)/python tests/bench/listing_cost.py; \
 	$(ROOT) $(BIN)/python tests/bench/service_cost.py --json docs/bench/figures.json --plots docs/bench $(BENCH_ARGS)
 

@@ -126,7 +126,7 @@ class LoadBalancerConfig(Value, frozen=True):
 
     Attributes:
         kind: one of `LOAD_BALANCERS`, for Services that do not choose themselves.
-        cidrs: the pool, one network a family in the order of the cluster's; empty where externalRoutes have the pool.
+        cidrs: the pool, one network a family in the order of the cluster's; empty without one: `none`, and none was named.
     """
 
     kind: str = "none"
@@ -647,7 +647,7 @@ class _Builder:
                 self._refuse_overlaps_with(entry, taken)
         is_free = not any(_overlap(entry.network, other.network) for entry in pool for other in taken)
         kind = spec.kind or (LOAD_BALANCERS[0] if spec.cidrs or (is_free and not routes) else "none")
-        return LoadBalancerConfig(kind, _texts(pool) if is_free else ())
+        return LoadBalancerConfig(kind, _texts(pool) if spec.cidrs or kind != "none" else ())
 
     def _images(self) -> tuple[ImageCommand, ...]:
         for index, image in enumerate(self.spec.images):

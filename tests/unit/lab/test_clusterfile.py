@@ -106,10 +106,15 @@ def test_every_field_counts() -> None:
 BALANCERS = {
     "nothing said": ("", "l2", ("198.51.100.0/24",)),
     "routes to the pool": ("externalRoutes: [{to: 198.51.100.0/25, via: x}]", "none", ()),
-    "routes to something else": ("externalRoutes: [{to: 192.0.2.0/24, via: x}]", "none", ("198.51.100.0/24",)),
+    "routes to something else": ("externalRoutes: [{to: 192.0.2.0/24, via: x}]", "none", ()),
     "the pool is the nodes' network": ("nodeNetwork: {cidrs: [198.51.100.0/24]}", "none", ()),
     "a kind": ("loadBalancer: {kind: nlb}", "nlb", ("198.51.100.0/24",)),
-    "none": ("loadBalancer: {kind: none}", "none", ("198.51.100.0/24",)),
+    "none": ("loadBalancer: {kind: none}", "none", ()),
+    "none, but for Services that choose": (
+        "loadBalancer: {kind: none, cidrs: [198.51.100.0/24]}",
+        "none",
+        ("198.51.100.0/24",),
+    ),
     "a pool": ("loadBalancer: {cidrs: [192.0.2.0/28]}", "l2", ("192.0.2.0/28",)),
 }
 

@@ -87,7 +87,7 @@ def timed(times: dict[str, list[float]], what: str, began: float) -> float:
 def one_round(pods: int, times: dict[str, list[float]]) -> None:
     client = named(f"{LAB}-client", Layout(LAB).namespaces)
     began = at = time.perf_counter()
-    kproxy("lab", "up")
+    kproxy("lab", "up", "--dns-replicas", "0")
     at = timed(times, "kproxy lab up", at)
     kproxy("apply", "-f", "-", text=manifest(pods))
     at = timed(times, "kproxy apply, until programmed everywhere", at)

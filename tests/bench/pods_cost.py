@@ -46,7 +46,7 @@ class Cost(NamedTuple):
 
 def cost(pods: int) -> Cost:
     began = time.perf_counter()
-    lab_cost.kproxy("lab", "up", "--nodes", str(NODES))
+    lab_cost.kproxy("lab", "up", "--dns-replicas", "0", "--nodes", str(NODES))
     up = time.perf_counter()
     lab_cost.kproxy("apply", "--wait", "300s", "-f", "-", text=lab_cost.manifest(pods))
     ready = time.perf_counter()

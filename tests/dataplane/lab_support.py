@@ -25,7 +25,7 @@ from netns.namespace import named, socket_in
 
 
 def config(name: str, **overrides: Any) -> ClusterConfig:
-    return clusterfile.read([], Overrides(lab=name, **overrides))
+    return clusterfile.read([], Overrides(lab=name, **{"dns_replicas": 0, **overrides}))
 
 
 @contextlib.contextmanager

@@ -124,6 +124,22 @@ def test_full_sync_over_anything_left_behind_leaves_nothing_of_it(
     assert kernel.shown() == kernel_of(restarted).shown()
 
 
+@given(histories, histories, st.integers(1, 3))
+def test_load_that_is_cut_ends_where_a_whole_one_ends(
+    history: list[list[tuple[ObjectKey, Tracked | None]]],
+    later: list[list[tuple[ObjectKey, Tracked | None]]],
+    ports_at_a_time: int,
+) -> None:
+    kernel, before, _ = run(history)
+    _, rules, _ = run(later)
+
+    for pieces in rules.restore_own_chains(ports_at_a_time):
+        kernel.restore("".join(pieces))
+    kernel.restore("".join(rules.restore_all(parse_saved(before.saved()), has_own_chains=False)))
+
+    assert kernel.shown() == kernel_of(rules).shown()
+
+
 @given(histories, st.randoms())
 def test_order_of_arrival_does_not_matter(
     history: list[list[tuple[ObjectKey, Tracked | None]]], random: st.DataObject

@@ -6,14 +6,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from iptables_world import network_namespace, rules_of, tools_within
 
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
+from kproxy.proxy.backends.iptables import writer
 from kproxy.proxy.backends.iptables.host import Tools, Variant, find_tools, run_tool
 from kproxy.proxy.backends.iptables.render import RuleSet
 from kproxy.proxy.backends.iptables.rules import JUMPS, Settings
@@ -147,6 +149,27 @@ def test_clean_up_leaves_kubelets_chain_alone(tools: Tools) -> None:
     left = saved(tools)
     assert {chain for _, chain in left} == {"KUBE-FIREWALL", "INPUT", "OUTPUT"}
     assert ":KUBE-PROXY-CANARY" not in run_tool((tools.save,))
+
+
+def test_load_that_is_cut_leaves_what_a_whole_one_leaves(tools: Tools, monkeypatch: pytest.MonkeyPatch) -> None:
+    if tools.variant == "legacy":
+        tools = msgspec.structs.replace(tools, variant="nft")  # what is cut is no matter of the tool
+    monkeypatch.setattr(writer, "MAX_NFT_RULES", 10)
+    monkeypatch.setattr(writer, "_PORTS_AT_A_TIME", 1)
+    calls: list[str] = []
+
+    def run(argv: Sequence[str], pieces: Iterable[str]) -> str:
+        calls.append(argv[0])
+        return run_tool(argv, pieces)
+
+    written: list[Mapping[str, int]] = []
+    backend = IptablesBackend(tools, SETTINGS, lambda total, last: written.extend((total, last)), run)
+    for _ in range(2):  # into nothing, and over what is there
+        backend.apply(full(objects()))
+        assert saved(tools) == expected(full(objects()))
+
+    assert written[1]["nat"] == written[0]["nat"] + 1  # that of KUBE-MARK-MASQ, to which the first chains lead
+    assert len(calls) > 2 * 3
 
 
 @pytest.mark.parametrize("variant", ["legacy", "nft"])

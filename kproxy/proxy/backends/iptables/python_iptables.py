@@ -7,12 +7,12 @@ a time. Everything that decides what is written is the first writer's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from kproxy.errors import HostError, UserError
 from kproxy.proxy.backends.iptables.host import Variant
-from kproxy.proxy.backends.iptables.writer import IptablesBackend
+from kproxy.proxy.backends.iptables.writer import IptablesBackend, MakeInput
 
 NAME = "python-iptables"
 MAX_RULES = 2000
@@ -34,14 +34,14 @@ class PythonIptablesBackend(IptablesBackend):
         version = "6" if "ip6tables" in self._tools.restore.rpartition("/")[2] else "4"
         return (sys.executable, "-P", str(_CHILD), version, str(self._tools.lock_wait))
 
-    def _restore(self, make: Callable[[], Iterable[str]]) -> None:
+    def _restore(self, make: MakeInput) -> Mapping[str, int]:
         rules = sum(self._rules.rule_counts.values())
         if rules > MAX_RULES:
             raise HostError(
                 f"{NAME} is for small rule sets: {rules:,} rules are more than the {MAX_RULES:,} that it takes",
                 left="nothing was written; use --iptables-writer=iptables-restore",
             )
-        super()._restore(make)
+        return super()._restore(make)
 
 
 def backend_class(writer: str, variant: Variant) -> type[IptablesBackend]:

@@ -188,18 +188,36 @@ class RuleSet:
             lines += rules
         return "\n".join((*lines, "COMMIT", ""))
 
-    def restore_all(self, found: Found) -> Iterator[str]:
+    def restore_own_chains(self, ports_at_a_time: int) -> Iterator[list[str]]:
+        """Inputs for iptables-restore --noflush that write service ports' own chains, ahead of ``restore_all``.
+
+        Each is whole by itself: what a packet meets is a Service as it was or as it is, and a chain that is new is met
+        by none, for nothing leads to it yet.
+        """
+        marks = [rule for chain, rule in static_nat_rules(self._settings) if chain == chains.MARK_MASQ]
+        yield ["\n".join(("*nat", f":{chains.MARK_MASQ} - [0:0]", *marks, "COMMIT", ""))]
+        ports = sorted(self._rules)
+        for first in range(0, len(ports), ports_at_a_time):
+            some = frozenset(ports[first : first + ports_at_a_time])
+            yield list(self._restore_table("nat", _Part(some, has_shared=False)))
+
+    def restore_all(self, found: Found, *, has_own_chains: bool = True) -> Iterator[str]:
         """Input for iptables-restore --noflush that brings a kernel in any state to this rule set, piece by piece.
 
         Chains of ours that nothing leads to are deleted, jumps put in order and canaries made, all in
         the same transaction per table.
+
+        Args:
+            found: what is in the kernel.
+            has_own_chains: False where ``restore_own_chains`` has written those.
         """
         in_kernel = found.chains.get("nat", frozenset())
         stale = {chain for chain in in_kernel if chain.startswith(chains.OWN_PREFIXES)} - self.active_chains
         has_firewall = chains.KUBELET_FIREWALL in found.chains.get("filter", frozenset())
         # declared only when it is missing: a declaration flushes, and kubelet keeps rules in it too
         extra = (chains.CANARY,) if has_firewall else (chains.CANARY, chains.KUBELET_FIREWALL)
-        nat = _Part(frozenset(self._rules), frozenset(stale), (chains.CANARY,), _jump_repairs("nat", found))
+        ports = frozenset(self._rules if has_own_chains else ())
+        nat = _Part(ports, frozenset(stale), (chains.CANARY,), _jump_repairs("nat", found))
         yield f"*mangle\n:{chains.CANARY} - [0:0]\nCOMMIT\n"
         yield from self._restore_table("filter", _Part(extra=extra, jumps=_jump_repairs("filter", found)))
         yield from self._restore_table("nat", nat)

@@ -1,10 +1,14 @@
-"""Writes rule sets with iptables-restore: one call per sync and family, each table whole or not at all."""
+"""Writes rule sets with iptables-restore: one call per sync and family, each table whole or not at all.
+
+A full sync of many rules with iptables-nft takes several calls. Only the last changes what packets meet, but for
+Service ports that are there already: those are changed some at a time, each of them whole.
+"""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
@@ -16,14 +20,15 @@ from kproxy.proxy.plan import PlanDelta
 
 RunTool = Callable[[Sequence[str], Iterable[str]], str]
 """Runs a tool with an input, piece by piece, and returns its output; raises HostError when it fails."""
+MakeInput = Callable[[], Iterable[str]]
+"""Makes an input for iptables-restore, the same one each time."""
 OnWritten = Callable[[Mapping[str, int], Mapping[str, int]], None]
 """Told after each write, per table: how many rules there are of ours, and how many were written."""
 
-_LOG = logging.getLogger(__name__)
-
-SLOW_RULES = 30_000
-SLOW_SECONDS = 8.0
-"""How long iptables-nft-restore 1.8.9 takes for so many rules; the time grows with their square."""
+MAX_NFT_RULES = 10_000
+"""More are cut: the time of iptables-nft-restore 1.8.9 grows with the square of what it is given at once (0.7 s for
+this much), but hardly with what is there."""
+_PORTS_AT_A_TIME = 64
 
 _LINE_NUMBER = re.compile(r"(?:^|\s|:)line:? (\d+)")
 
@@ -50,7 +55,6 @@ class IptablesBackend:
         self._found = Found()
         self._on_written = on_written
         self._run = run
-        self._has_warned = False
 
     def apply(self, delta: PlanDelta) -> None:
         """Make the kernel hold what the delta says.
@@ -61,23 +65,24 @@ class IptablesBackend:
         """
         changed = self._rules.take(delta)
         if delta.is_full:
-            self._warn_of_slowness()
             self._found = parse_saved(self._run((self._tools.save,), ()))
-            self._restore(lambda: self._rules.restore_all(self._found))
+            self._write(self._everything())
         elif pieces := self._rules.restore_changed(changed):
-            self._restore(lambda: pieces)
+            self._write((pieces.copy,))
 
-    def _warn_of_slowness(self) -> None:
-        rules = sum(self._rules.rule_counts.values())
-        if self._tools.variant != "nft" or rules < SLOW_RULES or self._has_warned:
-            return
-        self._has_warned = True
-        _LOG.warning(
-            "iptables-nft takes about %.0f s for %d rules, and the time grows with their square: "
-            "this host should use --proxy-mode=nftables, or --iptables-variant=legacy",
-            SLOW_SECONDS * (rules / SLOW_RULES) ** 2,
-            rules,
-        )
+    def _everything(self) -> Iterator[MakeInput]:
+        """What a full sync gives to the tool: all at once, or cut for a tool that would take for ever."""
+        rules = self._rules
+        is_cut = self._tools.variant == "nft" and sum(rules.rule_counts.values()) > MAX_NFT_RULES
+        for pieces in rules.restore_own_chains(_PORTS_AT_A_TIME) if is_cut else ():
+            yield pieces.copy
+        yield lambda: rules.restore_all(self._found, has_own_chains=not is_cut)
+
+    def _write(self, inputs: Iterable[MakeInput]) -> None:
+        written: Counter[str] = Counter()
+        for make in inputs:
+            written.update(self._restore(make))
+        self._on_written(self._rules.rule_counts, written)
 
     def earlier_udp_frontends(self) -> frozenset[tuple[str, int]]:
         """UDP frontends in the kernel before the last full sync, as (address, port); a node port's address is empty."""
@@ -102,8 +107,8 @@ class IptablesBackend:
         """What takes a restore text as its input."""
         return (self._tools.restore, "-w", str(self._tools.lock_wait), "--noflush", "--counters")
 
-    def _restore(self, make: Callable[[], Iterable[str]]) -> None:
-        """Write what ``make`` makes: the tool reads the beginning while the rest is made."""
+    def _restore(self, make: MakeInput) -> Mapping[str, int]:
+        """Write what ``make`` makes: the tool reads the beginning while the rest is made; returns how many rules."""
         argv = self.restore_command()
         written: dict[str, int] = {}
         try:
@@ -112,7 +117,7 @@ class IptablesBackend:
             number = int(found[1]) if (found := _LINE_NUMBER.search(error.stderr)) else 0
             line = _line_of("".join(make()), number)
             raise TransactionError(error.reason, line=number, text=line, command=argv, stderr=error.stderr) from error
-        self._on_written(self._rules.rule_counts, written)
+        return written
 
 
 def _line_of(text: str, number: int) -> str:

@@ -126,7 +126,7 @@ class LoadBalancerConfig(Value, frozen=True):
 
     Attributes:
         kind: one of `LOAD_BALANCERS`, for Services that do not choose themselves.
-        cidrs: the pool, one network a family in the order of the cluster's; empty without one: `none`, and none was named.
+        cidrs: the pool, one network a family in the order of the cluster's; empty with `none`, unless one was named.
     """
 
     kind: str = "none"

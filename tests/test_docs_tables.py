@@ -8,6 +8,7 @@ from pathlib import Path
 from kproxy.api import manifest
 from kproxy.cli.group import VERBS
 from kproxy.cluster import clusterfile
+from kproxy.cluster.rights import RULES
 from netns.sysctl import SYSCTLS
 from netns.topology import Role
 
@@ -38,6 +39,17 @@ def test_cluster_file_page_shows_the_defaults() -> None:
     documents, findings = manifest.read(example.encode(), "cluster-file.md")
     assert not findings
     assert clusterfile.read(documents) == clusterfile.read([])
+
+
+def test_rights_page_is_the_table() -> None:
+    text = (ROOT / "docs" / "api.md").read_text().partition("## Rights")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    told = [(role, *(tuple(cell.split(", ")) for cell in cells), whose) for role, *cells, whose in rows[1:]]
+    assert told == [
+        (role.value, rule.resources, rule.verbs, rule.of.value) for role, rules in RULES.items() for rule in rules
+    ]
 
 
 def test_changelog_and_readme_name_every_verb() -> None:

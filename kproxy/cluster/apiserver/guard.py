@@ -23,6 +23,7 @@ ACCESS_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 REVIEWS: Final = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 """``kubectl auth whoami`` asks here."""
 _BEARER: Final = "bearer "
+_IMPERSONATE: Final = "impersonate-"
 
 
 class Guard:
@@ -47,6 +48,7 @@ class Guard:
         if rights.is_open(asked) and "Authorization" not in request.headers:
             return
         who = self.identify(request)
+        _refuse_to_impersonate(who, request)
         if who.role is rights.Role.NODE and asked.resource == "leases" and asked.verb == "create":
             asked = asked._replace(name=await _name_in_body(request))
         if not self._is_allowed(who, asked):
@@ -83,6 +85,13 @@ class Guard:
     def _is_allowed(self, who: Identity, asked: Asked) -> bool:
         is_about_pod = asked.resource == "pods" and bool(asked.name)
         return rights.is_allowed(who, asked, self._node_of_pod(asked.namespace, asked.name) if is_about_pod else "")
+
+
+def _refuse_to_impersonate(who: Identity, request: web.Request) -> None:
+    """To answer as if nothing had been said would be to answer somebody else."""
+    if any(name.lower().startswith(_IMPERSONATE) for name in request.headers):
+        asked = Asked("impersonate", "", "", "users", name=request.headers.get("Impersonate-User", ""))
+        raise _refusal(who, asked)
 
 
 def _is_from_unix_socket(request: web.Request) -> bool:

@@ -21,6 +21,7 @@ from kproxy.cluster.tokens import Tokens
 from kproxy.errors import HostError
 
 _SHUTDOWN_SECONDS = 1.0
+_CLOSING_SECONDS = 0.01  # the loop closes in one of its next turns what is told to close in this one
 
 
 class Server:
@@ -95,8 +96,21 @@ class Server:
         finally:
             self._is_ready.set()
         await self._stopping.wait()
+        server = runner.server
         await runner.cleanup()
+        await _let_go(server)
         self._path.unlink(missing_ok=True)
+
+
+async def _let_go(server: web.Server | None) -> None:
+    """Closes what was accepted while the server ended, which nobody else knows of any more."""
+    for connection in server.connections if server is not None else ():
+        connection.force_close()  # its task may never have run
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(_CLOSING_SECONDS)
 
 
 def serve(  # noqa: PLR0913 - what the API stands on, all by name

@@ -246,6 +246,16 @@ def test_whether_it_is_well_anybody_may_ask_who_shows_no_wrong_token(door: Door,
     assert door.ask("GET", path, {"Authorization": "Bearer wrong"})[0] == 401
 
 
+def test_nobody_is_taken_for_somebody_else(door: Door) -> None:
+    shown = {"Authorization": f"Bearer {door.known.of(ADMIN)}", "Impersonate-User": "jane"}
+    status, answer = door.ask("GET", "/api/v1/services", shown)
+    assert (status, answer["message"]) == (
+        403,
+        'users "jane" is forbidden: User "kubernetes-admin" cannot impersonate resource "users" in API group "" '
+        "at the cluster scope",
+    )
+
+
 def test_a_large_body_of_nobodys_is_not_waited_for(door: Door) -> None:
     with (
         socket.create_connection((LOOPBACK, door.port), timeout=30) as raw,
@@ -255,7 +265,7 @@ def test_a_large_body_of_nobodys_is_not_waited_for(door: Door) -> None:
         assert tls.recv(12) == b"HTTP/1.1 401"
 
 
-def test_a_right_token_in_a_refused_hand_does_not_open_the_unix_socket_to_others(door: Door) -> None:
+def test_the_unix_socket_is_the_owners_alone(door: Door) -> None:
     assert (door.folder / "api.sock").stat().st_mode & 0o777 == 0o600
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from case_network import NODE, network_of
-from corpus import Case, Flow, Step, version_of
+from corpus import IPTABLES, NFTABLES, Case, Flow, Step, version_of
 from exchange import Connection, Exchange, Probe, Seen
 from judge import ALL_THE_SAME, Evidence, choices, complaints
 from netns_world import ROOT, World, take_down, world
@@ -79,6 +79,11 @@ class Record:
 
 NFTABLES_MODE = "nftables"
 """Stands where a variant of iptables may, for the mode that needs none."""
+
+
+def mode_of(variant: str) -> str:
+    """The mode that a variant belongs to."""
+    return NFTABLES if variant == NFTABLES_MODE else IPTABLES
 
 
 def play(case: Case, variant: str, *, has_proxy: bool = True, meddle: Meddle | None = None) -> Record:

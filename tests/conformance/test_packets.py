@@ -7,8 +7,8 @@ import socket
 from functools import cache
 
 import pytest
-from corpus import HERE, IPTABLES, NFTABLES, Case, case, cases
-from playing import NFTABLES_MODE, Record, play
+from corpus import HERE, Case, case, cases
+from playing import NFTABLES_MODE, Record, mode_of, play
 from rule_text import difference, without_counters
 
 from kproxy.proxy.backends.iptables.host import look_at_host
@@ -23,7 +23,7 @@ RECORDED = [one.name for one in cases() if one.recorded_rules(one.steps[0], 4)]
 @cache
 def played(name: str, variant: str) -> Record:
     """A case is played once for all that is asked about it."""
-    return play(case(name, NFTABLES if variant == NFTABLES_MODE else IPTABLES), variant)
+    return play(case(name, mode_of(variant)), variant)
 
 
 @pytest.mark.parametrize("name", NAMES)

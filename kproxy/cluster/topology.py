@@ -97,10 +97,12 @@ def infrastructure(config: ClusterConfig) -> Topology:
 def pod_parts(config: ClusterConfig, namespace: str, name: str, node: str) -> Topology:
     """What goes when a pod goes: its namespace and its link."""
     inside = pod_namespace_name(config, namespace, name)
-    outside = End(namespace_name(config, node), pod_port(namespace, name))
+    own = End(inside, UPLINK, _mac(config, inside, UPLINK))
+    ifname = pod_port(namespace, name)
+    outside = End(namespace_name(config, node), ifname, _mac(config, node, ifname))
     return Topology(
-        namespaces=(NamespaceSpec(inside, Role.POD),),
-        veths=(VethSpec(End(inside, UPLINK), outside, mtu=pod_mtu(config)),),
+        namespaces=(NamespaceSpec(own.namespace, Role.POD),),
+        veths=(VethSpec(own, outside, mtu=pod_mtu(config)),),
         alias=_alias(config),
     )
 
@@ -111,13 +113,18 @@ def pod_port(namespace: str, name: str) -> str:
 
 
 def pod(config: ClusterConfig, place: PodPlace) -> Topology:
-    """One pod behind its node: a routed veth, the pod's default route onlink through PODCIDR.1."""
+    """One pod behind its node: a routed veth, the pod's default route onlink through PODCIDR.1.
+
+    Both ends know each other for good: the kernel keeps no more than some thousand neighbours that it has to ask for
+    (gc_thresh3, one number for all namespaces).
+    """
     node = config.node(place.node)
-    inside = pod_namespace_name(config, place.namespace, place.name)
-    outside = namespace_name(config, node.name)
-    ifname = pod_port(place.namespace, place.name)
+    parts = pod_parts(config, place.namespace, place.name, node.name)
+    own, port = parts.veths[0].a, parts.veths[0].b
+    inside, outside, ifname = own.namespace, port.namespace, port.ifname
     addresses: list[AddressSpec] = []
     routes: list[RouteSpec] = []
+    neighbours: list[NeighbourSpec] = []
     for address, pod_cidr in zip(place.addresses, node.pod_cidrs, strict=True):
         gateway = pod_gateway(pod_cidr)
         addresses += [
@@ -128,8 +135,12 @@ def pod(config: ClusterConfig, place: PodPlace) -> Topology:
             RouteSpec(outside, _single(address), dev=ifname),
             RouteSpec(inside, ANY[_version(address)], via=gateway, dev=UPLINK, onlink=True),
         ]
-    parts = pod_parts(config, place.namespace, place.name, node.name)
-    return merge(parts, Topology(addresses=tuple(addresses), routes=tuple(routes)))
+        neighbours += [
+            NeighbourSpec(outside, ifname, address, own.mac),
+            NeighbourSpec(inside, UPLINK, gateway, port.mac),
+        ]
+    own_parts = Topology(addresses=tuple(addresses), routes=tuple(routes), neighbours=tuple(neighbours))
+    return merge(parts, own_parts)
 
 
 def _alias(config: ClusterConfig) -> str:

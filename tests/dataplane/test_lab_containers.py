@@ -27,7 +27,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[tuple[Layout, Client]]:
-    with running(f"ec{os.getpid() % 10000}", nodes=1) as both:
+    with running(f"ek{os.getpid() % 10000}", nodes=1) as both:
         yield both
 
 

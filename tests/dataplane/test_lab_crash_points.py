@@ -85,11 +85,11 @@ def fill(name: str) -> bool:
             pod("job", command=["sleep", "1000"]),
             pod("on-node", hostNetwork=True),
         )
-        until(lambda: sum(map(is_ready, client.list(POD, "default").items)) == PODS, "pods ready", 5)
+        until(lambda: sum(map(is_ready, client.list(POD, "default").items)) == PODS, "pods ready", 60)
         client.delete(POD, "web", "default")
         client.delete(POD, "job", "default", grace_seconds=0)
         client.delete(POD, "on-node", "default")
-        until(lambda: not client.list(POD, "default").items, "pods gone", 5)
+        until(lambda: not client.list(POD, "default").items, "pods gone", 60)
     except KproxyError:
         return False
     finally:

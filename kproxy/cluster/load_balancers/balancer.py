@@ -193,6 +193,8 @@ class Balancer:
 
     def _reconcile(self) -> None:
         claims = self._claims()
+        present = {claim.uid for claim in claims}
+        self._told = {topic: message for topic, message in self._told.items() if topic[0] in present}
         members = [member for obj in self._objects[NODE].values() if (member := member_of(obj)) is not None]
         shares = assign(claims, self._config.load_balancer.cidrs)
         served = [claim for claim in claims if shares[claim.key].addresses]

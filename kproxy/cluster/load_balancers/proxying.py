@@ -25,7 +25,8 @@ global
     user nobody
     group nogroup
     stats socket {socket} mode 600 expose-fd listeners
-    hard-stop-after 30s
+    # Old workers end with their last connection, and at last after this.
+    hard-stop-after 10m
 defaults
     mode tcp
     # A node that was cut off a moment ago is not waited for: the connection goes to another one.

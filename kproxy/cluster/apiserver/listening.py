@@ -21,7 +21,7 @@ from kproxy.cluster.tokens import Tokens
 from kproxy.errors import HostError
 
 _SHUTDOWN_SECONDS = 1.0
-_CLOSING_SECONDS = 0.01  # the loop closes in one of its next turns what is told to close in this one
+_TURNS = 10  # of the loop, of which accepting a connection takes three
 
 
 class Server:
@@ -36,6 +36,7 @@ class Server:
         self._app = app
         self._path = path
         self._loop = asyncio.new_event_loop()
+        self._listeners: list[socket.socket] = []
         self._stopping = asyncio.Event()
         self._is_ready = threading.Event()
         self._failure: Exception | None = None
@@ -62,6 +63,7 @@ class Server:
         """
 
         async def begin() -> None:
+            self._listeners.append(listener)
             await web.SockSite(self._runner, listener, ssl_context=context).start()
 
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
@@ -89,28 +91,22 @@ class Server:
         )
         try:
             await runner.setup()
-            await web.SockSite(runner, _listen(self._path)).start()
+            self._listeners.append(_listen(self._path))
+            await web.SockSite(runner, self._listeners[0]).start()
         except OSError as error:
             self._failure = error
             return
         finally:
             self._is_ready.set()
         await self._stopping.wait()
-        server = runner.server
+        # Python 3.11's asyncio leaks a connection that was accepted but not taken over when the listener is closed: so
+        # nobody is let in any more, and then whoever came in before is taken over.
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         await runner.cleanup()
-        await _let_go(server)
         self._path.unlink(missing_ok=True)
-
-
-async def _let_go(server: web.Server | None) -> None:
-    """Closes what was accepted while the server ended, which nobody else knows of any more."""
-    for connection in server.connections if server is not None else ():
-        connection.force_close()  # its task may never have run
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await asyncio.sleep(_CLOSING_SECONDS)
 
 
 def serve(  # noqa: PLR0913 - what the API stands on, all by name

@@ -5,7 +5,7 @@ Law: pure. A change to one Service costs work for that Service alone, and an edi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -66,6 +66,29 @@ class Batch(msgspec.Struct, frozen=True):
     reached: Mapping[str, int]
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """What several batches tell, one after the other, as one: the work that they have in common is then done once."""
+    changes = tuple(change for batch in batches for change in batch.changes)
+    reached: dict[str, int] = {}
+    for batch in batches:
+        reached.update(batch.reached)
+    return Batch(changes, reached)
+
+
+class _Touched(msgspec.Struct):
+    """What happened to a Service's slices in one batch.
+
+    Attributes:
+        slices: names of those that changed.
+        moments: when the changes happened that made the controller write them, since a slice went last.
+        has_lost: a slice went, or went to another Service.
+    """
+
+    slices: set[str]
+    moments: list[float]
+    has_lost: bool = False
+
+
 class HealthCheck(NamedTuple):
     """A Service's health check node port, and how many ready endpoints it has on this node."""
 
@@ -121,13 +144,24 @@ class Tracker:
         return bool(self._dirty)
 
     def take(self, changes: Iterable[Change]) -> None:
-        """Take changes in; those of kinds that no plan depends on are passed over."""
+        """Take changes in; those of kinds that no plan depends on are passed over.
+
+        The slices of a Service are merged once, however many of them changed.
+        """
+        touched: dict[ServiceName, _Touched] = {}
         for change in changes:
             name = ServiceName(change.key.namespace, change.key.name)
             if change.key.kind == "Service":
                 self._take_service(name, change.new if isinstance(change.new, Service) else None)
             elif change.key.kind == "EndpointSlice":
-                self._take_slice(name, change.new if isinstance(change.new, EndpointSlice) else None)
+                self._take_slice(name, change.new if isinstance(change.new, EndpointSlice) else None, touched)
+        for service, told in touched.items():
+            if not self._refresh(service, told.slices):
+                continue
+            if told.has_lost:
+                self._triggers.pop(service, None)
+            if told.moments:
+                self._triggers.setdefault(service, []).extend(told.moments)
 
     def _take_service(self, name: ServiceName, service: Service | None) -> None:
         before = self._specs.get(name, {})
@@ -147,23 +181,29 @@ class Tracker:
             del self._specs[name]
         self._check_health(name)
 
-    def _take_slice(self, slice_name: ServiceName, slice_: EndpointSlice | None) -> None:
+    def _take_slice(
+        self, slice_name: ServiceName, slice_: EndpointSlice | None, touched: dict[ServiceName, _Touched]
+    ) -> None:
         """A slice may move to another Service by its label; both are then looked at again."""
         owner = service_of(slice_) if slice_ and slice_.address_type == self._family.value else ""
         before = self._slice_owner.pop(slice_name, None)
         after = ServiceName(slice_name.namespace, owner) if owner else None
         if before is not None and before != after:
             self._slices[before].pop(slice_name.name, None)
-            if self._refresh(before, slice_name.name):
-                self._triggers.pop(before, None)
+            told = touched.setdefault(before, _Touched(set(), []))
+            told.slices.add(slice_name.name)
+            told.moments.clear()
+            told.has_lost = True
         if after is not None and slice_ is not None:
             self._slice_owner[slice_name] = after
             self._slices.setdefault(after, {})[slice_name.name] = slice_
-            if self._refresh(after, slice_name.name) and (moment := _trigger_time(slice_)) is not None:
-                self._triggers.setdefault(after, []).append(moment)
+            told = touched.setdefault(after, _Touched(set(), []))
+            told.slices.add(slice_name.name)
+            if (moment := _trigger_time(slice_)) is not None:
+                told.moments.append(moment)
 
-    def _refresh(self, service: ServiceName, changed: str) -> bool:
-        """Merge a Service's slices, of which one has changed, anew; returns whether that made a difference."""
+    def _refresh(self, service: ServiceName, changed: Collection[str]) -> bool:
+        """Merge a Service's slices, of which some have changed, anew; returns whether that made a difference."""
         self._unread.add(service)
         slices = self._slices[service]
         before = self._endpoints.get(service, {})
@@ -181,13 +221,14 @@ class Tracker:
         self._check_health(service)
         return True
 
-    def _merged(self, service: ServiceName, changed: str) -> dict[PortKey, tuple[Endpoint, ...]]:
+    def _merged(self, service: ServiceName, changed: Collection[str]) -> dict[PortKey, tuple[Endpoint, ...]]:
         slices = self._slices[service]
         if len(slices) < 2:
             self._parts.pop(service, None)
             return from_slices(slices.values(), self._family, self._node_name)
         parts = self._parts.setdefault(service, {})
-        parts.pop(changed, None)
+        for name in changed:
+            parts.pop(name, None)
         for name in slices.keys() - parts.keys():
             parts[name] = of_slice(slices[name], self._family, self._node_name)
         return merged(parts[name] for name in sorted(slices))

@@ -18,7 +18,7 @@ from kproxy.proxy import sysctls
 from kproxy.proxy.agent import Agent, Command, Proxier, Reports
 from kproxy.proxy.backends.iptables.host import Variant, choose_variant, find_tools
 from kproxy.proxy.backends.iptables.writer import clean_up
-from kproxy.proxy.changes import Batch, Tracker
+from kproxy.proxy.changes import Batch, Tracker, joined
 from kproxy.proxy.collector import Collector
 from kproxy.proxy.config import ProxyConfig
 from kproxy.proxy.conntrack import ConntrackReconciler
@@ -113,13 +113,21 @@ def loop(agent: Agent, inbox: Inbox, events: list[Batch | Command], collector: C
     while True:
         if ENDINGS & _commands(events):
             return status_of(events)
-        changes = sum(len(event.changes) for event in events if isinstance(event, Batch))
-        for event in events:
-            agent.handle(event, time.monotonic())
+        changes = _handle(agent, events)
         events.clear()
         agent.work(time.monotonic)
         collector.rest(changes, time.monotonic(), is_idle=inbox.empty())
         events = next_events(inbox, agent.next_due())
+
+
+def _handle(agent: Agent, events: Iterable[Batch | Command]) -> int:
+    """Tell the agent what has happened, all changes at once; returns how many they are."""
+    batches = [event for event in events if isinstance(event, Batch)]
+    for command in _commands(events):
+        agent.handle(command, time.monotonic())
+    if batches:
+        agent.handle(joined(batches), time.monotonic())
+    return sum(len(batch.changes) for batch in batches)
 
 
 def _commands(events: Iterable[Batch | Command]) -> set[Command]:

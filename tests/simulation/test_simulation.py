@@ -93,7 +93,7 @@ def _never_gone(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _unmarked_slices(original: Callable[..., Any]) -> Callable[..., Any]:
-    def refresh(self: Tracker, service: Any, changed: str) -> bool:
+    def refresh(self: Tracker, service: Any, changed: Any) -> bool:
         before = set(self._dirty)
         result: bool = original(self, service, changed)
         self._dirty &= before

@@ -12,7 +12,7 @@ from kproxy.api.types import EndpointSlice, ObjectMeta, Service, ServicePort, Se
 from kproxy.proxy import changes, collector
 from kproxy.proxy.backends.iptables.render import Found, RuleSet
 from kproxy.proxy.backends.iptables.rules import Settings
-from kproxy.proxy.changes import Change, ObjectKey, Tracker
+from kproxy.proxy.changes import Batch, Change, ObjectKey, Tracker, joined
 from kproxy.proxy.collector import MANY, OFTEN, SELDOM, Collector
 from kproxy.proxy.endpoints import NodeIdentity
 from kproxy.proxy.family import Family
@@ -201,3 +201,23 @@ def test_garbage_is_collected_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert calls.pop() == ["collect 0", "freeze"]
     resting.rest(0, collector.EVERYTHING + 1, is_idle=True)
     assert calls.pop() == ["unfreeze", "collect 2", "freeze"]
+
+
+def test_slices_that_change_together_are_merged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = loaded(2, "TCP")
+    tracker.delta(AROUND, SCOPE, is_full=True)
+    merges: list[int] = []
+    original = changes.from_slices
+
+    def counting(*arguments: Any) -> Any:
+        merges.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(changes, "from_slices", counting)
+    batches = [Batch((told(1, first, "TCP"),), {"EndpointSlice": first}) for first in range(10, 60)]
+
+    tracker.take(joined(batches).changes)
+
+    assert (len(merges), joined(batches).reached) == (1, {"EndpointSlice": 59})
+    (plan,) = tracker.delta(AROUND, SCOPE).written.values()
+    assert "10.244.1.59:8080" in plan.local

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,8 +100,10 @@ def pods_on_a_node(prefix: str, count: int = 2) -> Topology:
     )
 
 
-def reaches(source: Namespace, target: Namespace, address: str, size: int = 8) -> bool:
+def reaches(source: Namespace, target: Namespace, address: str, size: int = 8, *, tries: int = 8) -> bool:
     """Whether a datagram with `size` bytes of payload, not to be cut in pieces, arrives within a second.
+
+    It is sent again some times if it does not: the first one may get lost while links come up and neighbours meet.
 
     Raises:
         OSError: the kernel says at once that it does not (no route, too long).
@@ -115,11 +117,11 @@ def reaches(source: Namespace, target: Namespace, address: str, size: int = 8) -
         else:
             client.setsockopt(socket.IPPROTO_IPV6, 23, 2)  # IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO
             client.setsockopt(socket.IPPROTO_IPV6, 62, 1)  # IPV6_DONTFRAG
-        client.sendto(b"x" * size, (address, server.getsockname()[1]))
-        try:
-            return len(server.recv(65536)) == size
-        except TimeoutError:
-            return False
+        for _ in range(tries):
+            client.sendto(b"x" * size, (address, server.getsockname()[1]))
+            with suppress(TimeoutError):
+                return len(server.recv(65536)) == size
+        return False
 
 
 def host_network() -> dict[str, object]:

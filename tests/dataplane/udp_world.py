@@ -28,10 +28,11 @@ TARGETS = (5353, 5354)
 """What pods listen on."""
 OTHERS_PORT = 32053
 """What the outside server listens on: also the number of a node port."""
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds until something counts as not happening."""
 SILENCE = 0.4
-"""Seconds without an answer that count as none."""
+"""Seconds without an answer that count as none, where none is expected."""
+NOBODY = "nobody"
 
 NODE = {4: "10.78.0.1", 6: "fd78::1"}
 OUTSIDE = {4: "10.79.0.2", 6: "fd79::2"}
@@ -187,21 +188,22 @@ class UdpWorld:
 
     # packets
 
-    def ask(self, key: str, port: int, address: str, to: int) -> str:
-        """Who answers a datagram from the client's fixed ``port``: a pod and its port, "refused" or "nobody".
+    def ask(self, key: str, port: int, address: str, to: int, expected: str = "") -> str:
+        """Who answers a datagram from the client's fixed ``port``: a pod and its port, "refused" or `NOBODY`.
 
         Args:
             key: tells apart clients that keep their sockets.
             port: the client's port.
             address: where the datagram goes ...
             to: ... and to which port.
+            expected: who should answer; decides how long silence is waited out.
         """
         client = self._clients.get((key, port))
         if client is None:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             client = self._clients[key, port] = socket_in(self.namespace("client"), family, socket.SOCK_DGRAM)
             client.bind(("", port))
-            client.settimeout(SILENCE)
+        client.settimeout(SILENCE if expected == NOBODY else PATIENCE)
         with contextlib.suppress(OSError):  # an error that an earlier datagram brought about
             client.connect((address, to))
         try:
@@ -210,7 +212,7 @@ class UdpWorld:
         except ConnectionRefusedError:
             return "refused"
         except OSError:  # silence, or no way there
-            return "nobody"
+            return NOBODY
 
     def _serve(self, namespace: Namespace, port: int, name: bytes) -> None:
         """Answers datagrams with a name, or if it is empty, with the source port that is seen."""

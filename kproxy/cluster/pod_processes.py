@@ -227,7 +227,9 @@ def recorded(journal: Journal, prefix: str) -> dict[str, list[Process]]:
     return found
 
 
-def kill_strays(layout: Layout, journal: Journal, uid: str, places: Iterable[Namespace]) -> None:
+def kill_strays(
+    layout: Layout, journal: Journal, uid: str, places: Iterable[Namespace], *, has_commands: bool = True
+) -> None:
     """Ends what a pod's folder and the record tell of: processes that nobody here has started, or that were left.
 
     Those in namespaces of pods would go with them; on a node's network there are others beside them.
@@ -237,12 +239,14 @@ def kill_strays(layout: Layout, journal: Journal, uid: str, places: Iterable[Nam
         journal: the record.
         uid: the pod's.
         places: the network namespaces where its processes may be.
+        has_commands: whether it may have others than the echo server: the record, which is long, is read for them.
 
     Raises:
         NetnsError: one does not end.
     """
     folder = layout.pod(uid)
-    outer = [one for found in recorded(journal, f"pod:{uid}:").values() for one in found]
+    known = recorded(journal, f"pod:{uid}:") if has_commands else {}
+    outer = [one for found in known.values() for one in found]
     reports = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     inner = [sandbox.inner_process(path, ns) for path in reports for ns in places]
     echo = echo_process(folder / ECHO_SOCKET)

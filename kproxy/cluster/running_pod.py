@@ -604,7 +604,8 @@ class RunningPod:
                 reap(unit.process)
                 process.forget(unit.process, self._means.journal)
             unit.process = None
-        kill_strays(self._means.layout, self._means.journal, self.uid, [self.ns])
+        has_commands = bool(self._plan.init or self._plan.commands)
+        kill_strays(self._means.layout, self._means.journal, self.uid, [self.ns], has_commands=has_commands)
 
     def group_names(self) -> Sequence[str]:
         """The names under which it has control groups."""

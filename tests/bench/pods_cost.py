@@ -35,7 +35,7 @@ NODES = 5
 
 
 class Cost(NamedTuple):
-    """Seconds and bytes of one lab; `work` is the CPU that its control plane used for the pods, on a busy machine too."""
+    """Seconds and bytes of one lab; `work` is the CPU that its control plane used for the pods."""
 
     up: float
     ready: float

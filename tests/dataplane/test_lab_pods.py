@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_support import apply, assert_nothing_is_left, config, get, is_ready, pod, ready_pods, running, until
+from lab_support import apply, assert_nothing_is_left, get, is_ready, pod, ready_pods, running, until
 
 from kproxy.api.kinds import POD
 from kproxy.client import Client
@@ -234,7 +234,7 @@ def test_after_a_reboot_the_same_lab_is_built_again() -> None:
             os.kill(entry.pid, signal.SIGKILL)
         tear_down(Journal(layout.journal, "test"), grace=0)
         shutil.rmtree(layout.run)
-        assert not lab.up(config(name)).was_up
+        assert not lab.up(clusterfile.read([], clusterfile.Overrides(lab=name))).was_up
         client = Client(layout.api_url)
         found = lab.status(name)
         assert (len(found.nodes), found.proxy.variant) == (2, "nft")
@@ -261,4 +261,5 @@ def test_a_node_may_be_left_to_another_proxy() -> None:
 def test_what_a_lab_remembers_is_for_root_alone(up: tuple[Layout, Client]) -> None:
     layout, _ = up
     modes = {path.name: path.stat().st_mode & 0o777 for path in layout.state.iterdir()}
-    assert modes == dict.fromkeys(("cluster.json", "state.db", "state.db-wal", "state.db-shm"), 0o600)
+    assert {"cluster.json", "state.db", "state.db-wal", "state.db-shm", "tokens.json"} <= set(modes)
+    assert modes == {name: 0o700 if (layout.state / name).is_dir() else 0o600 for name in modes}

@@ -291,7 +291,8 @@ class Promise:
         unreached: endpoints that are chosen too, but whose node takes no packets of this source from elsewhere.
         is_sticky: session affinity: one client sees one endpoint of ``answers``.
         is_closed: refused because nobody listens, and not by a rule: TCP gets a RST.
-        is_unclaimed: nobody says that he has the address: silence until the router gives up after three seconds.
+        is_unclaimed: nobody says that he has the address. The router gives up after three seconds of silence, or gets
+            from a node that had the address before what that makes of it; `answers` are those it may still give.
     """
 
     verdict: Verdict
@@ -532,7 +533,11 @@ def _in_source_ranges(service: Service, source: str) -> bool:
 def _balanced(view: ClusterView, place: Place, sent_from: str, frontend: Frontend, balancer: BalancerView) -> Promise:
     """What a balancer makes of a packet that no node of its own rewrites."""
     if balancer.kind is BalancerKind.L2:
-        return _unclaimed(balancer)
+        # The router may remember for a while who had the address, and send there still.
+        flows = [_flow(view, place, sent_from, node, frontend) for node in view.nodes]
+        stale = [_served(view, flow, flow.node.proxy) for flow in flows if flow.node.proxy is not None]
+        answers = sorted({answer for part in stale for answer in part.answers})
+        return replace(_unclaimed(balancer), answers=tuple(answers))
     # What pods send to the outside leaves with their node's address.
     source, hops = sent_from, 0
     if place.is_pod and place.node is not None:

@@ -117,8 +117,8 @@ def is_kept(promise: Promise, seen: Seen) -> bool:
         return False
     if promise.is_sticky and promise.answers and seen.verdict is Verdict.DROPPED:
         return len(seen.lost) == 1  # the one endpoint that this client sticks to is one whose answers are lost
-    if promise.is_unclaimed and seen.verdict is Verdict.DROPPED:
-        return True
+    if promise.is_unclaimed:
+        return set(seen.answers) <= set(promise.answers)
     if seen.verdict is not promise.verdict:
         return False
     if promise.is_sticky and promise.answers:

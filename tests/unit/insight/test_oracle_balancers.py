@@ -18,6 +18,7 @@ from kproxy.insight.oracle import (
     Verdict,
     promise,
 )
+from kproxy.insight.verify import Seen, is_kept
 
 VIP = "198.51.100.9"
 LOCAL = {"externalTrafficPolicy": "Local"}
@@ -57,7 +58,16 @@ def test_an_announcer_that_must_not_be_one_is_not_believed() -> None:
 
 def test_nobody_claims_an_address_that_no_node_may_serve() -> None:
     assert seen(world("l2", [], "node1", **LOCAL), "client") == UNCLAIMED
-    assert seen(world("l2", [endpoint(1, "ST")], "node1", **LOCAL), "client") == UNCLAIMED
+    leaving = seen(world("l2", [endpoint(1, "ST")], "node1", **LOCAL), "client")
+    # A router that still remembers node1 gets an answer from it.
+    assert leaving == replace(UNCLAIMED, answers=answered((P1, KEPT, 2)).answers)
+    for found, is_fine in (
+        (Seen(Verdict.NO_ROUTE), True),
+        (Seen(Verdict.REFUSED), True),
+        (Seen(Verdict.ANSWERED, leaving.answers), True),
+        (Seen(Verdict.ANSWERED, answered((P2, KEPT, 2)).answers), False),
+    ):
+        assert is_kept(leaving, found) is is_fine
 
 
 def test_l2_without_endpoints_refuses_under_a_cluster_policy() -> None:

@@ -489,7 +489,7 @@ def test_a_namespace_and_what_is_in_it_come_in_any_order(client: Client) -> None
 
 WARNINGS = [
     ("echo", full(pod("p"), "Pod"), "runs as the built-in echo server: c (e)"),
-    ("no effect", full(pod("p", hostAliases=[]), "Pod"), "no effect here: spec.hostAliases"),
+    ("no effect", full(pod("p", hostPID=True), "Pod"), "no effect here: spec.hostPID"),
     ("external IPs", full(service(externalIPs=["1.2.3.4"])), "spec.externalIPs is deprecated"),
     ("SCTP", full(service(ports=[{"port": 80, "protocol": "SCTP"}])), "SCTP ports are programmed, but"),
     ("status", full(service() | {"status": {"loadBalancer": {}}}), "status is not applied"),

@@ -536,8 +536,8 @@ def _balanced(view: ClusterView, place: Place, sent_from: str, frontend: Fronten
         # The router may remember for a while who had the address, and send there still.
         flows = [_flow(view, place, sent_from, node, frontend) for node in view.nodes]
         stale = [_served(view, flow, flow.node.proxy) for flow in flows if flow.node.proxy is not None]
-        answers = sorted({answer for part in stale for answer in part.answers})
-        return replace(_unclaimed(balancer), answers=tuple(answers))
+        last = {answer for part in stale for answer in part.answers}
+        return replace(_unclaimed(balancer), answers=tuple(sorted(last)))
     # What pods send to the outside leaves with their node's address.
     source, hops = sent_from, 0
     if place.is_pod and place.node is not None:

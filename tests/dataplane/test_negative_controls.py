@@ -282,8 +282,9 @@ class World:
             self.iptables(control.node, "", "-t", control.table, "-D", *shlex.split(line)[1:])
         return found
 
-    def send(self, control: Control) -> list[Seen]:
-        return [self.packets.send(control.client, control.to, timeout=0.2) for _ in range(control.tries)]
+    def send(self, control: Control, timeout: float = 1.5) -> list[Seen]:
+        """The control's packets; where something is amiss a short ``timeout`` will do, where all is well it may not."""
+        return [self.packets.send(control.client, control.to, timeout=timeout) for _ in range(control.tries)]
 
     def different_rows(self) -> dict[tuple[str, str, str], str]:
         """The rows that `kproxy verify` finds different, with what is different."""
@@ -332,7 +333,7 @@ def is_noticed(world: World, control: Control) -> bool:
     namespace can set): silence is no news until it has lasted.
     """
     for _ in range(6):
-        if not control.works(world.send(control)):
+        if not control.works(world.send(control, timeout=0.2)):
             return True
         time.sleep(1.1)
     return False
@@ -392,7 +393,7 @@ def test_the_health_check_rule_accepts_before_others_drop(world: World) -> None:
     try:
         assert control.works(world.send(control))
         world.delete(control)
-        assert not control.works(world.send(control))
+        assert not control.works(world.send(control, timeout=0.2))
     finally:
         world.iptables("node1", "", "-D", *drop)
         world.lab.run("lab", "resync")

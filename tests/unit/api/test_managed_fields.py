@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.api import field_sets, managed_fields, merge_rules
+from kproxy.api import field_sets, known_fields, managed_fields, merge_rules
 from kproxy.api.managed_fields import Conflicts, MalformedConfiguration, Manager
 
 DEPLOYMENT = merge_rules.of_kind("apps/v1", "Deployment")
@@ -287,3 +287,21 @@ def test_sets_of_fields_are_sets(one: Any, other: Any, third: Any) -> None:
     assert members(field_sets.difference(left, right)) == members(left) - members(right)
     assert members(field_sets.intersection(left, right)) == members(left) & members(right)
     assert repr((left, right)) == before
+
+
+def test_every_list_of_every_kind_says_how_it_is_merged() -> None:
+    without = set()
+    waiting = [name for (version, _), name in known_fields.kinds().items() if not version.startswith("kproxy.dev/")]
+    seen = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            for field, of in known_fields.fields_of(name).items():
+                waiting.append(of.strip("[]{}"))
+                if of.startswith("[") and "x-kubernetes-list-type" not in merge_rules.extensions_of(name).get(
+                    field, {}
+                ):
+                    without.add((name, field))
+    assert len(seen) > 100
+    assert without == set(), "renew merge_rules.json after known_fields.json"

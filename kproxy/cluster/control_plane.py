@@ -26,7 +26,7 @@ import msgspec
 from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig, ProxyConfig
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.pod_processes import ForkServer
-from kproxy.errors import AlreadyExists, HostError, KproxyError
+from kproxy.errors import AlreadyExists, HostError, KproxyError, NotFound
 from netns.errors import NetnsError
 from netns.journal import Journal
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 ROLE: Final = "control-plane"
+NAMES_PATIENCE: Final = 20.0
+"""Seconds that the cluster's DNS server gets to become ready."""
 PATIENCE: Final = 30.0
 """Seconds that the nodes' proxies get to program their kernels for the first time, and the agent to find its pods."""
 
@@ -133,6 +135,7 @@ class ControlPlane:
         self._in_thread("network", self._make_network)
         server, client = self._serve()
         controllers = self._start_controllers()
+        self._deploy_names(client)
         self._network_is_up.wait()
         if self._failure is not None:
             raise self._failure
@@ -140,10 +143,11 @@ class ControlPlane:
             self._in_thread("load-balancer", lambda: balancers.run(self._stop))
         self._start_outside_hosts()
         agent = self._start_agent(client)
+        self._in_thread("names", self._name_hosts_outside)
         self._wait_for_proxies()
-        self._in_thread("names", lambda: self._give_names(client))
         if not agent.wait_until_settled(PATIENCE):
             _LOG.warning("not all pods of before have been taken over yet")
+        self._wait_for_names(client)
         self._report.ready()
         self._stop.wait()
         controllers.stop()
@@ -268,15 +272,38 @@ class ControlPlane:
             self._outside_hosts = OutsideHosts(self._config, self._layout, self._journal, self._fork_server)
             self._outside_hosts.start()
 
-    def _give_names(self, client: Client) -> None:
-        """Ensures that the cluster's DNS server is deployed, and serves the names of hosts outside."""
-        from kproxy.cluster.dns import addon, outside
-        from netns.namespace import named
+    def _deploy_names(self, client: Client) -> None:
+        """Ensures that the objects of the cluster's DNS server are there; those that are stay as they are."""
+        from kproxy.cluster.dns import addon
 
         if self._config.dns_replicas:
             for kind, obj in addon.objects(self._config.service_networks, self._config.dns_replicas):
                 with contextlib.suppress(AlreadyExists):
                     client.create(kind, obj)
+
+    def _wait_for_names(self, client: Client) -> None:
+        """Waits until the cluster's DNS server is ready; a lab without names is better than none."""
+        from kproxy.api.kinds import DEPLOYMENT
+        from kproxy.cluster.dns import addon
+
+        if not self._config.dns_replicas:
+            return
+        began = time.monotonic()
+        self._report.progress("waiting for the cluster's DNS server")
+        while time.monotonic() - began < NAMES_PATIENCE:
+            with contextlib.suppress(NotFound):
+                found = client.get(DEPLOYMENT, addon.NAME, addon.NAMESPACE)
+                if (found.get("status") or {}).get("readyReplicas", 0) >= found["spec"].get("replicas", 1):
+                    self._report.timing("waiting for the DNS server", time.monotonic() - began)
+                    return
+            time.sleep(0.02)
+        _LOG.warning("the cluster's DNS server is not ready after %.0f seconds", NAMES_PATIENCE)
+
+    def _name_hosts_outside(self) -> None:
+        """Serves the names of hosts outside."""
+        from kproxy.cluster.dns import outside
+        from netns.namespace import named
+
         try:
             outside.start(self._config, named(self._layout.netns("router"), self._layout.namespaces))
         except (NetnsError, OSError) as error:

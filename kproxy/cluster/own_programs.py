@@ -1,21 +1,20 @@
 """Programs of this package's own that run in pods: what they are started with, and what they must see for that.
 
 Law: a pod's user cannot reach where this package is installed, and need not: what the program imports is shown to it,
-read-only, below one folder.
+read-only, below one folder: this package, and the two libraries that such a program may use.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
-import kproxy
-
 ROOT: Final = "/opt/kproxy"
+PACKAGES: Final = ("kproxy", "msgspec", "dnslib")
+"""What such a program may import beside Python's own library."""
 
 
 class Program(NamedTuple):
@@ -38,11 +37,22 @@ def module(name: str) -> Program:
     Args:
         name: as `python -m` takes it.
     """
-    libraries, package = Path(msgspec.__file__).parent.parent, Path(kproxy.__file__).parent
-    folders = {f"{ROOT}/libraries": libraries, f"{ROOT}/package/{package.name}": package}
+    folders = {f"{ROOT}/{package}": _folder(package) for package in PACKAGES}
     prefix = Path(sys.base_prefix)
     if not prefix.is_relative_to("/usr"):
         folders[str(prefix)] = prefix
     python = str(Path(sys.executable).resolve())
-    env = {"PYTHONPATH": f"{ROOT}/package:{ROOT}/libraries", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {"PYTHONPATH": ROOT, "PYTHONDONTWRITEBYTECODE": "1"}
     return Program((python, "-s", "-m", name), env, folders)
+
+
+def _folder(package: str) -> Path:
+    """Where a package is installed, without importing it.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(package)
+    return Path(spec.submodule_search_locations[0]).resolve()

@@ -61,10 +61,14 @@ def _match(address: str, port: ClaimPort) -> str:
 
 
 def _closed(one: Balance, address: str, port: ClaimPort) -> list[str]:
-    """The balancer keeps others out itself: a node port does not know loadBalancerSourceRanges."""
+    """The balancer keeps others out itself: a node port does not know loadBalancerSourceRanges.
+
+    The router is no other: it looks whether HAProxy listens.
+    """
     ranges = source_ranges_of(one.claim, version_of(address))
     family = _FAMILY[version_of(address)]
-    return [f"{_match(address, port)} {family} saddr != {{ {', '.join(ranges)} }} drop"] if ranges else []
+    match = f'iifname != "lo" {_match(address, port)} {family} saddr != {{ {", ".join(ranges)} }}'
+    return [f"{match} drop"] if ranges else []
 
 
 def _spread(one: Balance, address: str, port: ClaimPort) -> list[str]:

@@ -7,7 +7,9 @@ connections end. It outlives who started it and is found again by its record.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+import socket
+import time
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from kproxy.cluster.layout import Layout
@@ -15,11 +17,15 @@ from kproxy.cluster.load_balancers.claims import PROXY_PROTOCOLS, ClaimPort, ver
 from kproxy.cluster.load_balancers.serving import Balance
 from kproxy.cluster.pod_processes import reap, recorded, send_signal
 from kproxy.cluster.sandbox import PATH
+from kproxy.errors import HostError
 from netns import process
 from netns.journal import Journal
 from netns.process import Process
 
 ROLE: Final = "haproxy"
+LISTEN_LIMIT: Final = 3.0
+"""Seconds that HAProxy gets to listen; a tenth of one is usual."""
+_POLL: Final = 0.02
 _HEAD: Final = """\
 global
     user nobody
@@ -38,14 +44,14 @@ defaults
 """
 
 
-def configuration(balances: Iterable[Balance], socket: str) -> str:
+def configuration(balances: Iterable[Balance], handover: str) -> str:
     """What HAProxy is told.
 
     Args:
         balances: of the kind.
-        socket: path of the socket by which one HAProxy hands its listeners to the next.
+        handover: path of the socket by which one HAProxy hands its listeners to the next.
     """
-    lines = [_HEAD.format(socket=socket)]
+    lines = [_HEAD.format(socket=handover)]
     for one in balances:
         for address in one.addresses:
             for port in one.claim.ports:
@@ -73,6 +79,24 @@ def _listener(one: Balance, address: str, port: ClaimPort) -> list[str]:
     ]
 
 
+def places(one: Balance) -> set[tuple[str, int]]:
+    """Where it listens for a claim: addresses of families in which some node serves."""
+    return {
+        (address, port.port)
+        for address in one.addresses
+        for port in one.claim.ports
+        if any(member.address(version_of(address)) for member in one.members)
+    }
+
+
+def _is_open(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=_POLL).close()
+    except OSError:
+        return False
+    return True
+
+
 class HAProxy:
     """The process; the caller is in the namespace that it is to serve.
 
@@ -86,26 +110,42 @@ class HAProxy:
         self._journal = journal
         self._process: Process | None = next(iter(recorded(journal, ROLE).get(ROLE, [])), None)
         self._told = ""
+        self._listens: frozenset[tuple[str, int]] = frozenset()
 
     def serve(self, balances: Iterable[Balance]) -> None:
-        """Ensures that it runs and serves just these; without any, that it does not run.
+        """Ensures that it runs and serves just these, and listens; without any, that it does not run.
 
         Raises:
-            NetnsError: it cannot be started: HAProxy is not installed.
+            NetnsError: it cannot be started.
+            HostError: it does not listen; to be called again.
         """
         balances = tuple(balances)
         text = configuration(balances, str(self._layout.haproxy_socket))
         is_running = self._process is not None and process.is_alive(self._process)
-        if not balances:
+        if is_running and text == self._told:
+            return
+        self._told = ""
+        if not is_running or not balances:
             self._end()
-        elif not is_running:
-            self._end()
+            self._listens = frozenset()
+        if balances:
             self._layout.haproxy_file.write_text(text, encoding="utf-8")
-            self._start()
-        elif text != self._told:
-            self._layout.haproxy_file.write_text(text, encoding="utf-8")
-            send_signal([one for one in [self._process] if one is not None], signal.SIGUSR2)
-        self._told = text
+            if self._process is None:
+                self._start()
+            else:
+                send_signal([self._process], signal.SIGUSR2)
+            self._await({place for one in balances for place in places(one)})
+            self._told = text
+
+    def _await(self, wanted: Collection[tuple[str, int]]) -> None:
+        """Waits for the listeners that are new: a signal says nothing of when it has been obeyed."""
+        deadline = time.monotonic() + LISTEN_LIMIT
+        missing = set(wanted) - self._listens
+        while missing := {place for place in missing if not _is_open(*place)}:
+            if time.monotonic() > deadline:
+                raise HostError(f"HAProxy does not listen on {sorted(missing)}", left=f"see {self._layout.log(ROLE)}")
+            time.sleep(_POLL)
+        self._listens = frozenset(wanted)
 
     def _start(self) -> None:
         with self._layout.log(ROLE).open("ab") as log:

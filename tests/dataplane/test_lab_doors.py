@@ -374,7 +374,7 @@ def _has_ended(pid: int) -> bool:
     tasks = Path(f"/proc/{pid}/task")
     try:
         states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it ended between two looks, whole or in part
         return not tasks.exists()
     return states == ["Z"]
 

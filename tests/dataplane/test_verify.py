@@ -387,6 +387,7 @@ def test_each_node_is_promised_as_its_own_proxy_is_configured(mixed: Lab) -> Non
 def test_status_says_how_each_proxy_is_configured(mixed: Lab) -> None:
     nodes = {node["name"]: node for node in json.loads(mixed.run("lab", "status", "-o", "json"))["nodes"]}
     assert nodes["node1"]["proxySettings"] == {
+        "mode": "iptables",
         "detectLocalMode": "ClusterCIDR",
         "clusterCIDRs": [],
         "podBridgeInterface": "",

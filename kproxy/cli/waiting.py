@@ -27,7 +27,6 @@ from kproxy.api.labels import matches
 from kproxy.api.types import LabelSelector, Object, view
 from kproxy.client import Client
 from kproxy.cluster.controllers.node_proxy import programmed
-from kproxy.cluster.dns import addon
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.load_balancers import record
 from kproxy.cluster.load_balancers.claims import NONE, kind_of
@@ -107,15 +106,12 @@ class Programmed:
 
 
 def wait_for_workloads(client: Client, objects: Iterable[Named], deadline: Deadline) -> None:
-    """Wait until the pods, and what makes pods, among ``objects`` are ready; and with them the cluster's names.
+    """Wait until the pods, and what makes pods, among ``objects`` are ready.
 
     Raises:
         UserError: naming those that are not when the time is over, or as soon as one of them never will be.
     """
     waiting = [named for named in objects if named.kind in WORKLOADS]
-    if waiting:
-        # The first pods of a lab are there before the DNS server is, and would be told that nobody has a name.
-        waiting.append(Named(DEPLOYMENT, addon.NAMESPACE, addon.NAME))
     looks = itertools.count(1)
 
     def problems() -> list[str]:

@@ -283,7 +283,7 @@ class ControlPlane:
 
     def _wait_for_names(self, client: Client) -> None:
         """Waits until the cluster's DNS server is ready; a lab without names is better than none."""
-        from kproxy.api.kinds import DEPLOYMENT
+        from kproxy.api.kinds import DEPLOYMENT, POD
         from kproxy.cluster.dns import addon
 
         if not self._config.dns_replicas:
@@ -296,8 +296,10 @@ class ControlPlane:
                 if (found.get("status") or {}).get("readyReplicas", 0) >= found["spec"].get("replicas", 1):
                     self._report.timing("waiting for the DNS server", time.monotonic() - began)
                     return
+            if any(_cannot_start(pod) for pod in client.list(POD, addon.NAMESPACE).items):
+                break
             time.sleep(0.02)
-        _LOG.warning("the cluster's DNS server is not ready after %.0f seconds", NAMES_PATIENCE)
+        _LOG.warning("the cluster has no names: its DNS server is not ready")
 
     def _name_hosts_outside(self) -> None:
         """Serves the names of hosts outside."""
@@ -412,6 +414,12 @@ class ControlPlane:
         if self._agent is not None:
             found += self._agent.processes()
         return found
+
+
+def _cannot_start(pod: Object) -> bool:
+    """Whether a container of the pod has ended and is only tried again after a while."""
+    states = [status.get("state") or {} for status in (pod.get("status") or {}).get("containerStatuses") or ()]
+    return any((state.get("waiting") or {}).get("reason") == "CrashLoopBackOff" for state in states)
 
 
 def _ensure_node(client: Client, node: NodeConfig) -> None:

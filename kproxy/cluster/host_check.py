@@ -98,7 +98,10 @@ _OPTIONAL: Final = {
 """Features that a lab can be without, and what is then not possible."""
 
 _PACKAGES: Final = {
-    "bwrap": ("bubblewrap", "pods with a command of their own do not start, and `kproxy exec POD` does not work"),
+    "bwrap": (
+        "bubblewrap",
+        "pods with a command of their own do not start, the cluster has no names, and `kproxy exec POD` does not work",
+    ),
     "ip": ("iproute2", "`ip netns exec` cannot be used to look into the lab"),
     "nft": ("nftables", "nftables rules cannot be listed"),
     "tcpdump": ("tcpdump", "`kproxy capture` does not work"),

@@ -180,6 +180,9 @@ def _requested(load_balancer_ip: str, annotations: Mapping[str, str], mistakes: 
         except ValueError:
             mistakes.append(f'"{text}" is no IP address')
             continue
+        if "%" in text:  # of a link, and the scope may be any text at all
+            mistakes.append(f'"{text}" is an address of one link')
+            continue
         if found.setdefault(address.version, str(address)) != str(address):
             mistakes.append(f"{found[address.version]} and {address} are two addresses of one family")
     return tuple(found.values())

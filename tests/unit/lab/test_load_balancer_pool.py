@@ -138,6 +138,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown mode": (service({"kproxy.dev/load-balancer-ip-mode": "vip"}), 'is "vip"; it may be VIP or Proxy'),
     "PROXY protocol without classic": (service({"kproxy.dev/proxy-protocol": "v1"}), "needs a classic balancer"),
     "no address": (service(loadBalancerIP="x"), '"x" is no IP address'),
+    "an address with a scope": (service({"kproxy.dev/load-balancer-ips": "fd00::5%a;b"}), "is an address of one link"),
     "two addresses of a family": (
         service({"metallb.io/loadBalancerIPs": "198.51.100.1, 198.51.100.2"}),
         "are two addresses of one family",

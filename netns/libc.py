@@ -1,9 +1,13 @@
-"""The system calls that Python 3.11 has no function for: setns, unshare, mount, umount2; and the way into a cgroup."""
+"""What Python 3.11 has no function for: setns, unshare, mount, umount2; and what a process sets itself.
+
+That is the way into a cgroup, and how many files it may have open.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterable
 
 CLONE_NEWNS = 0x00020000
@@ -14,6 +18,9 @@ MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
+
+OPEN_FILES = 1 << 16
+"""No more: there are programs that close all that they may have open, one by one."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -73,3 +80,9 @@ def join_groups(doors: Iterable[str]) -> None:
             os.write(fd, b"0")
         finally:
             os.close(fd)
+
+
+def allow_open_files() -> None:
+    """Lets this process and its children have `OPEN_FILES` open, or what root has set as the most; 1024 is usual."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, OPEN_FILES), most))

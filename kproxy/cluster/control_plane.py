@@ -27,6 +27,7 @@ from kproxy.cluster.clusterfile import ClusterConfig, NodeConfig, ProxyConfig
 from kproxy.cluster.layout import Layout
 from kproxy.cluster.pod_processes import ForkServer
 from kproxy.errors import AlreadyExists, HostError, KproxyError, NotFound
+from netns import libc
 from netns.errors import NetnsError
 from netns.journal import Journal
 
@@ -471,6 +472,7 @@ def main() -> None:
     layout = Layout(sys.argv[1])
     report = Report(int(sys.argv[3]) if sys.argv[2:3] == ["--report"] else -1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    libc.allow_open_files()  # each pod and each watch has one or two
     journal = Journal(layout.journal, ROLE)
     try:
         fork_server = ForkServer(layout, journal)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import resource
 import selectors
 import signal
 import socket
@@ -20,6 +19,8 @@ import struct
 import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
+
+from netns import libc
 
 MAX_REQUEST: Final = 16 * 1024
 """Bytes that a request's head may have."""
@@ -171,8 +172,7 @@ class EchoServer:
     def run(self) -> NoReturn:
         """Serves for ever."""
         signal.signal(signal.SIGTERM, _leave)
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        libc.allow_open_files()
         while True:
             for key, _ in self._selector.select():
                 key.data()

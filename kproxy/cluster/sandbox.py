@@ -425,11 +425,12 @@ def _files(container: Container) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as opened:
         fds = {}
         for path, text in _contents(container).items():
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            opened.callback(os.close, reading)
-            with os.fdopen(writing, "wb") as file:
-                file.write(text.encode())  # far less than a pipe holds
-            fds[path] = reading
+            # Not a pipe: nobody reads it yet, and a manifest may have more in it than a pipe holds.
+            fds[path] = os.memfd_create("file", os.MFD_CLOEXEC)
+            opened.callback(os.close, fds[path])
+            with os.fdopen(fds[path], "wb", closefd=False) as file:
+                file.write(text.encode())
+            os.lseek(fds[path], 0, os.SEEK_SET)
         yield fds
 
 

@@ -146,6 +146,29 @@ def test_a_command_has_begun_when_its_program_runs_and_no_longer_bubblewrap(
         process.kill_all([one for one in (outer, inner) if one is not None], grace=0)
 
 
+def test_a_hosts_file_may_be_longer_than_a_pipe_holds(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    aliases = [{"ip": "192.0.2.1", "hostnames": [f"alias-{number}.example" for number in range(5000)]}]
+    command = ["tail", "-c", "19", "/etc/hosts"]
+    apply(client, pod("aliases", command=command, restartPolicy="Never", hostAliases=aliases))
+    until(lambda: status_of(client, "aliases").get("phase") == "Succeeded", "success")
+    assert layout.log("default.aliases.main").read_text() == "alias-4999.example\n"
+
+
+def test_a_log_that_cannot_be_turned_over_does_not_stop_the_others(up: tuple[Layout, Client]) -> None:
+    layout, client = up
+    stuck, other = (layout.log(f"default.{name}.main") for name in ("stuck", "other"))
+    older(stuck).mkdir()
+    for name in ("stuck", "other"):
+        apply(client, pod(name, command=["sh", "-c", "head -c 9000000 /dev/zero; sleep 1000"]))
+        until(lambda name=name: is_ready(client.get(POD, name, "default")), "ready")  # type: ignore[misc]
+    until(lambda: stuck.stat().st_size == 9000000, "all of it")
+    until(lambda: older(other).exists(), "turning over")
+    assert stuck.stat().st_size == 9000000
+    older(stuck).rmdir()
+    until(lambda: older(stuck).is_file(), "another try")
+
+
 @pytest.mark.parametrize(("code", "phase"), [(0, "Succeeded"), (5, "Failed")])
 def test_a_pod_that_is_not_started_again_ends(up: tuple[Layout, Client], code: int, phase: str) -> None:
     _, client = up

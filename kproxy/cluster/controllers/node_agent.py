@@ -142,9 +142,12 @@ class NodeAgent:
         self._dirty[run.uid] = run
 
     def _look_at_logs(self) -> None:
-        for run in self._runs.values():
-            run.turn_full_logs_over()
         self._reactor.later(LOG_PERIOD, self._look_at_logs)
+        for run in self._runs.values():
+            try:
+                run.turn_full_logs_over()
+            except OSError as error:  # a full disk is no reason never to look again, nor not to look at the next pod's
+                _LOG.warning("pod %s: a log cannot be turned over: %s", run.title, error)
 
     def _config_maps(self, namespace: str) -> ConfigMaps:
         """Looks ConfigMaps up when a container is started (kubelet: configMapAndSecretChangeDetectionStrategy Get)."""

@@ -287,7 +287,8 @@ class ControlPlane:
         from kproxy.api.kinds import DEPLOYMENT, POD
         from kproxy.cluster.dns import addon
 
-        if not self._config.dns_replicas:
+        # Its pods reach the API by a Service: where all nodes are left to other proxies, these come later.
+        if not self._config.dns_replicas or all(node.proxy.mode == "none" for node in self._config.nodes):
             return
         began = time.monotonic()
         self._report.progress("waiting for the cluster's DNS server")

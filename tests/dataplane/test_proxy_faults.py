@@ -176,8 +176,8 @@ def test_bad_rule(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
         for name in ("restore_all", "restore_changed"):
             original = getattr(RuleSet, name)
 
-            def restore(self: RuleSet, *arguments: Any, original: Any = original) -> list[str]:
-                text = "".join(original(self, *arguments))
+            def restore(self: RuleSet, *arguments: Any, original: Any = original, **keywords: Any) -> list[str]:
+                text = "".join(original(self, *arguments, **keywords))
                 head, line, rest = text.rpartition("-A KUBE-SVC-")
                 return [f"{head}{bad}\n{line}{rest}"]
 
@@ -201,8 +201,8 @@ def test_rule_that_only_the_kernel_refuses(
         for name in ("restore_all", "restore_changed"):
             original = getattr(RuleSet, name)
 
-            def restore(self: RuleSet, *arguments: Any, original: Any = original) -> list[str]:
-                text = "".join(original(self, *arguments))
+            def restore(self: RuleSet, *arguments: Any, original: Any = original, **keywords: Any) -> list[str]:
+                text = "".join(original(self, *arguments, **keywords))
                 return [text.replace("-j DNAT --to-destination 10.244.0.3", "-m tcp -j REJECT\n# 10.244.0.3")]
 
             patch.setattr(RuleSet, name, restore)  # table nat has no REJECT

@@ -97,13 +97,12 @@ class Responder:
         )
 
     async def _relay(self, query: Query) -> bytes:
-        """What the other servers say, word for word."""
+        """What the other servers say."""
         if not self._upstream:
             return wire.failure(query, "REFUSED")
         reply = await self._ask(query.name, query.type)
-        if reply is None:
-            return wire.failure(query, "SERVFAIL", recursion=True)
-        return wire.relayed(query, reply)
+        relayed = wire.relayed(query, reply) if reply is not None else None
+        return relayed if relayed is not None else wire.failure(query, "SERVFAIL", recursion=True)
 
     async def _resources(self, name: str, record_type: str) -> Sequence[RR]:
         """The records of a name outside; none when nobody tells."""

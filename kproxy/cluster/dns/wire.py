@@ -105,16 +105,20 @@ def answer(  # noqa: PLR0913 - what is said, by whom, and how
     return bytes(reply.pack())
 
 
-def relayed(query: Query, reply: bytes) -> bytes:
-    """Somebody else's answer as one to this query.
+def relayed(query: Query, reply: bytes) -> bytes | None:
+    """Somebody else's answer as one to this query; None when it is none.
 
-    Raises:
-        ValueError: it is none.
+    What the two servers have said to each other about the size of messages is left out (RFC 6891, 7).
     """
-    if len(reply) < _HEADER_LENGTH:
-        raise ValueError("too short for an answer")
-    number: int = query.message.header.id
-    return number.to_bytes(2, "big") + reply[2:]
+    try:
+        message = DNSRecord.parse(reply)
+    except (DNSError, ValueError, IndexError, UnicodeError):
+        return None
+    message.header.id = query.message.header.id
+    message.ar = [record for record in message.ar if record.rtype != QTYPE.OPT]
+    if any(record.rtype == QTYPE.OPT for record in query.message.ar):
+        message.add_ar(EDNS0(udp_len=UDP_LIMIT))
+    return bytes(message.pack())
 
 
 def fitted(query: Query, reply: bytes) -> bytes:

@@ -213,6 +213,29 @@ def test_a_server_outside_that_is_silent() -> None:
             one.close()
 
 
+def test_a_server_outside_that_talks_nonsense() -> None:
+    speaker, _ = pair = bound_pair()
+    speaker.settimeout(10)
+    alone = Running(Responder(Zone(), [(LOOPBACK, speaker.getsockname()[1])]))
+
+    def babble() -> None:
+        message, sender = speaker.recvfrom(4096)
+        speaker.sendto(message[:2] + b"no", sender)
+
+    threading.Thread(target=babble, daemon=True).start()
+    try:
+        assert alone.ask("my.database.com").rcode() == dns.rcode.SERVFAIL
+    finally:
+        alone.close()
+        for one in pair:
+            one.close()
+
+
+def test_what_is_passed_on_has_options_only_for_who_sent_some(cluster: Running) -> None:
+    assert cluster.ask("my.database.com").edns == -1
+    assert cluster.ask("my.database.com", edns=0).edns == 0
+
+
 def test_until_all_is_listed_it_does_not_guess() -> None:
     responder = Responder(Zone())
     responder.is_ready = False

@@ -18,8 +18,8 @@ from kproxy.client import Client
 from kproxy.cluster.controllers.controller import Controller
 from kproxy.cluster.controllers.deployment_status import deployment_status, is_complete, seconds_until_late
 from kproxy.cluster.controllers.informer import Informers, Name, name_of
-from kproxy.cluster.controllers.owned_pods import OwnedPods, has_ended, is_selected
-from kproxy.cluster.controllers.ownership import controller_of, controller_reference
+from kproxy.cluster.controllers.owned_pods import OwnedPods, has_ended, is_selected, managers_of
+from kproxy.cluster.controllers.ownership import controller_change, controller_of, controller_reference
 from kproxy.cluster.controllers.rollouts import (
     DESIRED,
     MOST,
@@ -40,6 +40,8 @@ REVISION = "deployment.kubernetes.io/revision"
 REVISION_HISTORY = "deployment.kubernetes.io/revision-history"
 """On a ReplicaSet that was returned to: the revisions that it had before."""
 _BY_CONTROLLER = "by-controller"
+_ORPHANS = "orphans"
+"""The index of ReplicaSets that nobody manages by their namespace."""
 _HASH_LENGTH = 10
 _OWN_ANNOTATIONS = (
     "kubectl.kubernetes.io/last-applied-configuration",
@@ -80,6 +82,7 @@ class DeploymentController(Controller[Name]):
         self._pods = OwnedPods(client, informers, REPLICA_SET, recorder)
         self._recorder = recorder
         self._replica_sets.add_index(_BY_CONTROLLER, _controllers_uid)
+        self._replica_sets.add_index(_ORPHANS, _namespace_of_orphan)
         self._deployments.add_handler(self._on_deployment)
         self._replica_sets.add_handler(self._on_replica_set)
         informers.of(POD).add_handler(self._on_pod)
@@ -90,6 +93,8 @@ class DeploymentController(Controller[Name]):
         if deployment is None:
             return
         if not deployment["metadata"].get("deletionTimestamp"):
+            if not self._adopt(deployment):
+                return
             deployment = self._roll(deployment)
         new, old = self._split(deployment)
         now = datetime.now(UTC)
@@ -102,6 +107,28 @@ class DeploymentController(Controller[Name]):
             self.queue.add_later(key, max(late, 1.0))
         if is_complete(deployment, status):
             self._forget_history(deployment, old)
+
+    def _adopt(self, deployment: Object) -> bool:
+        """Takes in the ReplicaSets that nobody manages and the selector fits (controller_ref_manager.go).
+
+        Returns False when the Deployment is no longer what was seen: then what it would have taken in may be what it
+        has just let go, and the watch will tell.
+        """
+        namespace, name = name_of(deployment)
+        orphans = [
+            item
+            for item in self._replica_sets.indexed(_ORPHANS, namespace)
+            if not item["metadata"].get("deletionTimestamp") and is_selected(deployment, item)
+        ]
+        if not orphans:
+            return True
+        now = self.client.get(DEPLOYMENT, name, namespace)["metadata"]
+        if now["uid"] != deployment["metadata"]["uid"] or now.get("deletionTimestamp"):
+            return False
+        for item in orphans:
+            change = controller_change(item, deployment)
+            self._replica_sets.observe(self.client.patch(REPLICA_SET, item["metadata"]["name"], change, namespace))
+        return True
 
     def _roll(self, deployment: Object) -> Object:
         """One step; returns the Deployment as it is afterwards."""
@@ -165,10 +192,14 @@ class DeploymentController(Controller[Name]):
         made = new_replica_set(deployment, replicas, self._revision_now(None, old))
         try:
             self._replica_sets.observe(self.client.create(REPLICA_SET, made))
-        except AlreadyExists:  # made by us before a restart, and not seen yet
+        except AlreadyExists:
             namespace, name = name_of(made)
-            self._replica_sets.observe(self.client.get(REPLICA_SET, name, namespace))
-            return
+            present = self.client.get(REPLICA_SET, name, namespace)
+            self._replica_sets.observe(present)
+            owner = controller_of(present)
+            if owner is None or owner["uid"] != deployment["metadata"]["uid"]:
+                raise
+            return  # made by us before a restart, and not seen yet
         if replicas:
             self._tell_scaled(deployment, made, 0, replicas)
 
@@ -215,9 +246,8 @@ class DeploymentController(Controller[Name]):
 
     def _on_replica_set(self, before: Object | None, after: Object | None) -> None:
         obj = after or before
-        owner = None if obj is None else controller_of(obj)
-        if obj is not None and owner is not None and owner["kind"] == DEPLOYMENT.name:
-            self.queue.add((obj["metadata"]["namespace"], owner["name"]))
+        for name in () if obj is None else managers_of(obj, DEPLOYMENT, self._deployments):
+            self.queue.add(name)
 
     def _on_pod(self, before: Object | None, after: Object | None) -> None:
         """The end of an old pod is what Recreate waits for."""
@@ -275,3 +305,7 @@ def _revision(obj: Object) -> int:
 def _controllers_uid(obj: Object) -> Iterable[str]:
     owner = controller_of(obj)
     return () if owner is None else (owner["uid"],)
+
+
+def _namespace_of_orphan(obj: Object) -> Iterable[str]:
+    return (obj["metadata"]["namespace"],) if controller_of(obj) is None else ()

@@ -18,7 +18,7 @@ from kproxy.api.types import LabelSelector, Object
 from kproxy.client import Client
 from kproxy.cluster.controllers.endpoint_slices import is_pod_ready
 from kproxy.cluster.controllers.informer import Informer, Informers, Name, name_of
-from kproxy.cluster.controllers.ownership import controller_of, controller_reference
+from kproxy.cluster.controllers.ownership import controller_change, controller_of, controller_reference
 from kproxy.cluster.events import Recorder
 from kproxy.errors import AlreadyExists, ApiError, NotFound
 
@@ -145,7 +145,7 @@ class OwnedPods:
                 self._set_owner(pod, None)
         for pod in self._pods.indexed(_ORPHANS, owner["metadata"]["namespace"]):
             if is_active(pod) and matches(selector, pod["metadata"].get("labels") or {}):
-                self._set_owner(pod, controller_reference(owner))
+                self._set_owner(pod, owner)
         return self.owned(owner)
 
     def managers(self, pod: Object, owners: Informer) -> Iterable[Name]:
@@ -155,15 +155,7 @@ class OwnedPods:
             pod: as it is, or was.
             owners: all objects of the kind.
         """
-        namespace = pod["metadata"]["namespace"]
-        owner = controller_of(pod)
-        if owner is not None:
-            if owner["kind"] == self._kind.name:
-                yield namespace, owner["name"]
-            return
-        for candidate in owners.all_of(namespace):
-            if is_selected(candidate, pod):
-                yield name_of(candidate)
+        return managers_of(pod, self._kind, owners)
 
     def create(self, owner: Object, pod: Object) -> None:
         """Makes a pod.
@@ -193,14 +185,27 @@ class OwnedPods:
         self._pods.forget(pod)
 
     def _set_owner(self, pod: Object, owner: Object | None) -> None:
-        metadata = pod["metadata"]
-        others = [entry for entry in metadata.get("ownerReferences") or () if not entry.get("controller")]
-        patch = {
-            "uid": metadata["uid"],
-            "resourceVersion": metadata["resourceVersion"],
-            "ownerReferences": [*others, *([owner] if owner else [])] or None,
-        }
-        self._pods.observe(self._client.patch(POD, metadata["name"], {"metadata": patch}, metadata["namespace"]))
+        namespace, name = name_of(pod)
+        self._pods.observe(self._client.patch(POD, name, controller_change(pod, owner), namespace))
+
+
+def managers_of(obj: Object, kind: Kind, owners: Informer) -> Iterable[Name]:
+    """The names of the objects that have to look at a change of this one: its manager, or all that would take it.
+
+    Args:
+        obj: as it is, or was.
+        kind: of the managers.
+        owners: all objects of that kind.
+    """
+    namespace = obj["metadata"]["namespace"]
+    owner = controller_of(obj)
+    if owner is not None:
+        if owner["kind"] == kind.name:
+            yield namespace, owner["name"]
+        return
+    for candidate in owners.all_of(namespace):
+        if is_selected(candidate, obj):
+            yield name_of(candidate)
 
 
 def _controllers_uid(pod: Object) -> Iterable[str]:

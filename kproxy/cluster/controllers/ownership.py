@@ -22,3 +22,20 @@ def controller_reference(owner: Object) -> Object:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def controller_change(obj: Object, owner: Object | None) -> Object:
+    """The merge patch that gives an object, as it is now, another controller.
+
+    Args:
+        obj: the object as it was seen; the patch is refused when it has changed since.
+        owner: the new controller; None leaves it without one.
+    """
+    metadata = obj["metadata"]
+    others = [entry for entry in metadata.get("ownerReferences") or () if not entry.get("controller")]
+    change = {
+        "uid": metadata["uid"],
+        "resourceVersion": metadata["resourceVersion"],
+        "ownerReferences": [*others, *([controller_reference(owner)] if owner else [])] or None,
+    }
+    return {"metadata": change}

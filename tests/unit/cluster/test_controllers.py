@@ -119,6 +119,43 @@ def test_rolling_back_uses_the_earlier_replica_set_again(cluster: Cluster) -> No
     assert len(cluster.client.list(REPLICA_SET, "default").items) == 2
 
 
+def test_a_deployment_takes_in_the_replica_sets_that_another_of_its_name_left_behind(cluster: Cluster) -> None:
+    """As after `kubectl delete --cascade=orphan` and another apply; one that does not fit is left alone."""
+    stranger = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {"name": "stranger", "namespace": "default", "labels": {"app": "other"}},
+        "spec": deployment("other", replicas=0)["spec"],
+    }
+    cluster.client.create(REPLICA_SET, stranger)
+    cluster.client.apply([{"object": deployment()}])
+    before = {pod["metadata"]["uid"] for pod in eventually(lambda: ready_pods(cluster), lambda seen: len(seen) == 3)}
+    cluster.client.delete(DEPLOYMENT, "web", "default", propagation="Orphan")
+    eventually(lambda: cluster.client.list(DEPLOYMENT, "default").items, lambda seen: not seen)
+    for item in cluster.client.list(REPLICA_SET, "default").items:
+        assert not item["metadata"].get("ownerReferences")
+
+    cluster.client.apply([{"object": deployment()}])
+    made = eventually(
+        lambda: cluster.client.get(DEPLOYMENT, "web", "default"),
+        lambda seen: seen["status"].get("availableReplicas") == 3,
+    )
+    owners = {
+        item["metadata"]["name"].split("-")[0]: [
+            (entry["uid"], entry["controller"]) for entry in item["metadata"].get("ownerReferences") or ()
+        ]
+        for item in cluster.client.list(REPLICA_SET, "default").items
+    }
+    assert owners == {"web": [(made["metadata"]["uid"], True)], "stranger": []}
+    assert {pod["metadata"]["uid"] for pod in ready_pods(cluster)} == before
+
+    cluster.client.apply([{"object": deployment(image="echo:2")}])
+    eventually(
+        lambda: [pod["spec"]["containers"][0]["image"] for pod in ready_pods(cluster)],
+        lambda seen: seen == ["echo:2"] * 3,
+    )
+
+
 def test_recreate_ends_the_old_pods_first(cluster: Cluster) -> None:
     strategy = {"strategy": {"type": "Recreate"}}
     cluster.client.apply([{"object": deployment(**strategy)}])

@@ -40,6 +40,7 @@ _SO_SNDBUFFORCE = 32
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_OFFSET = 2
 _BATCH_GENERATION = 1
+_SEQUENCES = 1 << 32
 _BATCH = 64
 """Requests in one message; their answers have to fit the receive buffer."""
 
@@ -148,7 +149,7 @@ class Netlink:
         frame = struct.pack("=BBH", socket.AF_UNSPEC, 0, socket.htons(subsystem))
         guard = b"" if generation is None else attribute(_BATCH_GENERATION, struct.pack("!I", generation))
         parts = [self._message(_NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, frame + guard)]
-        first = self._sequence + 1
+        begun = self._sequence
         last = len(requests) - 1
         for index, (kind, flags, body) in enumerate(requests):
             # asked of the last one alone: it is carried out after all others
@@ -157,7 +158,7 @@ class Netlink:
         message = b"".join(parts)
         self._make_room(len(message))
         self._socket.send(message)
-        return self._first_refusal(first)
+        return self._first_refusal(begun)
 
     def _make_room(self, size: int) -> None:
         """The kernel counts what it needs itself as well, and gives twice what is asked for."""
@@ -169,8 +170,8 @@ class Netlink:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         self._room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
 
-    def _first_refusal(self, first: int) -> Refusal | None:
-        """The kernel has answered by the time that a batch is sent."""
+    def _first_refusal(self, begun: int) -> Refusal | None:
+        """The kernel has answered by the time that a batch is sent, whose begin has the sequence number given."""
         found, is_done = None, False
         while True:
             try:
@@ -182,12 +183,13 @@ class Netlink:
                 length, answer, flags, sequence, _ = _HEADER.unpack_from(received, offset)
                 payload = received[offset + _HEADER.size : offset + length]
                 offset += (length + 3) & ~3
-                if answer != _NLMSG_ERROR or sequence < first - 1:  # left over from what was not read to its end
+                after = _distance(begun, sequence)
+                if answer != _NLMSG_ERROR or after < 0:  # left over from what was not read to its end
                     continue
                 is_done = True
                 code = -_ERROR_CODE.unpack_from(payload)[0]
                 if code and found is None:
-                    found = Refusal(code, sequence - first, _offset_of(payload) if flags & _NLM_F_ACK_TLVS else -1)
+                    found = Refusal(code, after - 1, _offset_of(payload) if flags & _NLM_F_ACK_TLVS else -1)
         if not is_done:
             raise OSError(errno.ENOBUFS, "the kernel's answer is lost")
         return found
@@ -238,9 +240,15 @@ class Netlink:
                 yield payload
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._sequence += 1
+        self._sequence = (self._sequence + 1) % _SEQUENCES
         header = _HEADER.pack(_HEADER.size + len(body), kind, flags | NLM_F_REQUEST, self._sequence, 0)
         return header + body + bytes(-len(body) % 4)
+
+
+def _distance(before: int, after: int) -> int:
+    """How many messages one sequence number is after another, by the shorter way round; negative when it is earlier."""
+    half = _SEQUENCES // 2
+    return (after - before + half) % _SEQUENCES - half
 
 
 def _raise_errno(code: int) -> None:

@@ -9,13 +9,15 @@ from nftables_world import backend_in, bare_nodes, contents, nft
 
 from kproxy.errors import TransactionError
 from kproxy.proxy.backends import Condition
+from kproxy.proxy.backends.nftables import messages as kinds
 from kproxy.proxy.backends.nftables.kernel import KernelTable
 from kproxy.proxy.backends.nftables.layout import Settings
+from kproxy.proxy.backends.nftables.messages import Messages
 from kproxy.proxy.backends.nftables.table import Found, Steps, Table
-from kproxy.proxy.backends.nftables.writer import Busy, NetlinkWriter, NftablesBackend
+from kproxy.proxy.backends.nftables.writer import Busy, NetlinkWriter
 from kproxy.proxy.endpoints import Endpoint, NodeIdentity
 from kproxy.proxy.family import Family
-from kproxy.proxy.netlink import NETLINK_NETFILTER, Netlink
+from kproxy.proxy.netlink import NETLINK_NETFILTER, Netlink, Refusal, nfnetlink_body
 from kproxy.proxy.plan import Circumstances, PlanDelta, PortPlan, plan_port
 from kproxy.proxy.services import PortSpec, ServicePortName
 from netns.namespace import Namespace, run_in
@@ -175,37 +177,72 @@ def test_large_table_is_one_transaction(node: Namespace) -> None:
         assert generation(node) == before + 2
 
 
-class OldKernel:
-    """A writer to a kernel that lets go of chains only after the transaction (before Linux 6.2)."""
+class OldKernel(NetlinkWriter):
+    """A kernel that lets go of chains only after the transaction (before Linux 6.2), until it is told not to."""
 
-    def __init__(self) -> None:
-        self.deleted: list[set[str]] = []
-        self.is_holding = True
-
-    def found(self) -> tuple[Found, int | None]:
-        return Found(), 1
+    is_holding = True
 
     def write(self, steps: Steps, table: Table, found: Found, generation: int | None) -> bool:
         if steps.unused_chains and self.is_holding:
             raise Busy("chain cluster-1: Device or resource busy")
-        self.deleted.append(set(steps.unused_chains))
-        return True
-
-    def exists(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        return None
+        return super().write(steps, table, found, generation)
 
 
-def test_chains_that_the_kernel_still_holds_are_deleted_by_a_later_sync() -> None:
-    kernel = OldKernel()
-    backend = NftablesBackend(SETTINGS, kernel)
-    backend.apply(delta(WEB, is_full=True))
-    backend.apply(delta(BUSIER))
-    assert kernel.deleted == [set(), set()]
+LEFT_ONE = plan("sticky", 70, "10.244.0.2:8080", affinity=60)
+LEFT_BEHIND = {
+    "a shared chain": ([WEB], [BUSIER]),
+    "a shared chain, in use again": ([WEB], [BUSIER, WEB]),
+    "an endpoint's own chain and set": ([STICKY], [LEFT_ONE]),
+    "an endpoint's own chain and set, in use again": ([STICKY], [LEFT_ONE, STICKY]),
+    "a Service's own chains, in use again": ([STICKY], [plan("sticky", 70, count=1), STICKY]),
+    "all but one, in use again": ([WEB, STICKY], [LEFT_ONE, BUSIER, STICKY]),
+    "in use again, and left again": ([STICKY], [LEFT_ONE, STICKY, LEFT_ONE]),
+}
 
-    kernel.is_holding = False
-    backend.apply(delta(IDLE))
 
-    assert kernel.deleted == [set(), set(), set(), {"cluster-1"}]
+@pytest.mark.root
+@pytest.mark.parametrize(("first", "then"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_chains_that_the_kernel_still_holds_are_deleted_later_unless_they_are_in_use_again(
+    node: Namespace, namespaces: list[Namespace], first: list[PortPlan], then: list[PortPlan]
+) -> None:
+    nft(namespaces[1], "flush", "ruleset")
+    with backend_in(node, SETTINGS, OldKernel) as backend, pytest.MonkeyPatch.context() as patched:
+        backend.apply(delta(*first, is_full=True))
+        for each in then:
+            backend.apply(delta(each))
+        patched.setattr(OldKernel, "is_holding", False)
+        backend.apply(delta(IDLE))
+    with backend_in(namespaces[1], SETTINGS) as fresh:
+        fresh.apply(delta(*{each.name: each for each in (*first, *then, IDLE)}.values(), is_full=True))
+
+    after, expected = (contents(each, Family.IPV4, has_numbers=False) for each in (node, namespaces[1]))
+    assert after == expected
+
+
+LAST = 2**32 - 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("before", range(LAST - 5, LAST + 1))
+def test_sequence_numbers_of_messages_begin_again(
+    node: Namespace, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = Messages(Family.IPV4)
+    wanted = [say.add_table()[:3], say.add_chain("one")[:3]]
+    missing = (kinds.SUBSYSTEM << 8) | kinds.GET_TABLE
+
+    def exchange() -> tuple[Refusal | None, ...]:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            monkeypatch.setattr(netlink, "_sequence", before)
+            # an answer that nobody reads
+            netlink._socket.send(netlink._message(missing, 0, say.delete_table().body))
+            taken = netlink.batch(kinds.SUBSYSTEM, wanted)
+            assert "one" in dict(KernelTable(netlink, Family.IPV4).chains())
+            netlink._socket.send(netlink._message(missing, 0, nfnetlink_body(1)))
+            return taken, netlink.batch(kinds.SUBSYSTEM, [*wanted, say.flush_chain("two")[:3]])
+
+    taken, refused = run_in(node, exchange)
+
+    assert taken is None
+    assert refused is not None
+    assert refused.position == 2

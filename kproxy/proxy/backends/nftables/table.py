@@ -191,11 +191,6 @@ class Table:
         plans = {name: held.plan for name, held in self._ports.items()}
         return Table(self._settings), PlanDelta(plans, node_ports=scope, service_cidrs=cidrs, is_full=True)
 
-    @property
-    def chains(self) -> Mapping[str, int]:
-        """The chains that service ports go through, and how many do."""
-        return self._chain_uses
-
     def container(self, name: str) -> Container:
         """One of them by its name."""
         return self._node_port_ips if name == names.NODE_PORT_IPS else self._fixed[name]

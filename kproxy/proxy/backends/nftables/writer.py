@@ -95,13 +95,14 @@ class NftablesBackend:
             self._apply_all(delta)
             return
         steps = self._table.take(delta)
+        self._lingering -= steps.chains.keys()
         if not steps.is_empty:
             self._write(steps, Found(exists=True), None)
         self._delete_lingering()
 
     def _apply_all(self, delta: PlanDelta) -> None:
-        self._lingering.clear()
         for attempt in range(_ATTEMPTS):
+            self._lingering.clear()
             self._found, generation = self._writer.found()
             steps = self._table.take(delta, self._found)
             if self._write(steps, self._found, generation if attempt + 1 < _ATTEMPTS else None):
@@ -113,14 +114,17 @@ class NftablesBackend:
         except Busy as error:
             _LOG.debug("chains are deleted later: %s", error)
             self._lingering |= steps.unused_chains
+            # emptied all the same: their rules use sets that go now, and new ones may come before they are deleted
+            steps.chains.update(dict.fromkeys(steps.unused_chains, ()))
+            steps.rewritten |= steps.unused_chains
             steps.unused_chains.clear()
             return self._writer.write(steps, self._table, found, generation)
 
     def _delete_lingering(self) -> None:
-        """Chains that the kernel held when they were left; those that are in use again stay."""
+        """Chains that the kernel held when they were left."""
         if not self._lingering:
             return
-        gone, self._lingering = self._lingering - self._table.chains.keys(), set()
+        gone, self._lingering = self._lingering, set()
         try:
             self._writer.write(Steps(unused_chains=gone), self._table, Found(exists=True), None)
         except Busy:

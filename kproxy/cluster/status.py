@@ -86,7 +86,8 @@ class LoadBalancedService(Part, frozen=True):
     Attributes:
         service: `default/web`.
         kind: `l2`, `nlb` or `classic`.
-        observed: resourceVersion of the Service that this is about; 0 until all nodes have been asked once.
+        observed: resourceVersion of the Service that this is about; 0 until all nodes have been asked once, and while
+            something that is to be done for it fails.
         addresses: one a family; empty when it gets none.
         reason: why it gets none.
         ip_mode: `VIP` or `Proxy`.

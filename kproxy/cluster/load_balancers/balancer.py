@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -41,7 +41,7 @@ from kproxy.cluster.load_balancers.proxying import HAProxy
 from kproxy.cluster.load_balancers.serving import Balance, Member, balance, member_of, target_of
 from kproxy.cluster.reactor import Reactor
 from kproxy.cluster.topology import UPLINK
-from kproxy.errors import KproxyError, NotFound
+from kproxy.errors import KproxyError, NotFound, Unreachable
 from netns.announce import Announcer
 from netns.errors import NetnsError
 from netns.journal import Journal
@@ -58,6 +58,39 @@ TICK: Final = 1.0
 """Seconds after which what could not be done is tried again."""
 
 
+class Attempts:
+    """What is tried in every round, each for itself: a failure is logged once, and does not stop what comes after."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, str] = {}
+        self._now: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Begins a round; what was not tried in the last one is forgotten."""
+        self._before, self._now = self._now, {}
+
+    def succeeds(self, what: str, action: Callable[[], None]) -> bool:
+        """Tries it; whether it could be done.
+
+        Args:
+            what: what people know it by.
+            action: to be done.
+
+        Raises:
+            Unreachable: there is no API, and so nothing that could be tried instead.
+        """
+        try:
+            action()
+        except Unreachable:
+            raise
+        except (KproxyError, NetnsError, OSError) as error:
+            if self._before.get(what) != str(error):
+                _LOG.warning("%s: %s", what, error)
+            self._now[what] = str(error)
+            return False
+        return True
+
+
 class Announcements:
     """The nodes' interfaces that answer for addresses.
 
@@ -65,26 +98,38 @@ class Announcements:
         layout: where the nodes' namespaces are.
         nodes: names of the lab's nodes.
         reactor: reads their questions.
+        attempts: told of nodes that cannot be spoken from.
     """
 
-    def __init__(self, layout: Layout, nodes: Collection[str], reactor: Reactor) -> None:
+    def __init__(self, layout: Layout, nodes: Collection[str], reactor: Reactor, attempts: Attempts) -> None:
         self._layout = layout
         self._nodes = nodes
         self._reactor = reactor
+        self._attempts = attempts
         self._announcers: dict[str, Announcer] = {}
         self._where: dict[str, str] = {}
 
-    def set(self, where: Mapping[str, str]) -> None:
-        """Has each address answered for by its node, and those that are new there announced."""
+    def set(self, where: Mapping[str, str]) -> set[str]:
+        """Has each address answered for by its node, and those that are new there announced.
+
+        Returns the nodes that cannot answer now, for which it is to be called again.
+        """
+        # A Node object that somebody made is left out: there is no such machine here.
+        wanted = {node for node in where.values() if node in self._nodes}
+        failed = {
+            node
+            for node in sorted(wanted - self._announcers.keys())
+            if not self._attempts.succeeds(f"node {node}", lambda node=node: self._open(node))  # type: ignore[misc]
+        }
+        where = {address: node for address, node in where.items() if node in self._announcers}
         moved = {address: node for address, node in where.items() if self._where.get(address) != node}
-        self._where = dict(where)
-        for node in {*where.values()} - self._announcers.keys():
-            self._open(node)
+        self._where = where
         for node, announcer in self._announcers.items():
             announcer.answer_for([address for address, owner in where.items() if owner == node])
         for address, node in moved.items():
             for seconds in REPEATS:
                 self._announce(address, node, seconds)
+        return failed
 
     def _announce(self, address: str, node: str, seconds: float) -> None:
         def speak() -> None:
@@ -94,8 +139,6 @@ class Announcements:
         self._reactor.later(seconds, speak) if seconds else speak()
 
     def _open(self, node: str) -> None:
-        if node not in self._nodes:
-            return  # a Node object that somebody made: there is no such machine here
         announcer = Announcer(named(self._layout.netns(node), self._layout.namespaces), UPLINK)
         for sock in announcer.sockets:
             self._reactor.watch(sock, _reader(announcer, sock))
@@ -122,7 +165,9 @@ class Balancer:
         self._client = client
         self._reactor = Reactor()
         self._checker = Checker(self._note)
-        self._announcements = Announcements(layout, [node.name for node in config.nodes], self._reactor)
+        self._attempts = Attempts()
+        nodes = [node.name for node in config.nodes]
+        self._announcements = Announcements(layout, nodes, self._reactor, self._attempts)
         self._haproxy = HAProxy(layout, journal)
         self._events = Events(client)
         self._recorder = self._events.recorder(COMPONENT)
@@ -192,6 +237,7 @@ class Balancer:
             self._failure = ""
 
     def _reconcile(self) -> None:
+        self._attempts.begin()
         claims = self._claims()
         present = {claim.uid for claim in claims}
         self._told = {topic: message for topic, message in self._told.items() if topic[0] in present}
@@ -214,11 +260,14 @@ class Balancer:
             )
             for claim in served
         ]
-        self._serve(balances)
+        failed = self._serve(balances)
         for claim in claims:
-            if is_known.get(claim.key, True):
-                self._tell(claim, shares[claim.key])
-        self._publish(claims, shares, balances, is_known)
+            if claim.key in failed or not is_known.get(claim.key, True):
+                continue
+            if not self._attempts.succeeds(claim.text, lambda claim=claim: self._tell(claim, shares[claim.key])):  # type: ignore[misc]
+                failed.add(claim.key)
+        is_done = {claim.key: claim.key not in failed and is_known.get(claim.key, True) for claim in claims}
+        self._publish(claims, shares, balances, is_done)
 
     def _claims(self) -> list[Claim]:
         """What Services ask for, oldest first."""
@@ -228,22 +277,28 @@ class Balancer:
         found = [claim_of(obj, self._config.load_balancer.kind) for obj in services]
         return [_as_far_as_possible(claim) for claim in found if claim is not None]
 
-    def _serve(self, balances: Iterable[Balance]) -> None:
-        """Has packets for all addresses taken where they are to be taken.
+    def _serve(self, balances: Iterable[Balance]) -> set[Key]:
+        """Has packets for all addresses taken where they are to be taken; returns the claims that could not be served.
 
-        Raises:
-            KproxyError: some could not be; the rest was done.
+        One node's failure is its claims', the router's that of all claims in the router: their rules are one
+        transaction, and their HAProxy is one process.
         """
-        announced = {address: node for one in balances for address, node in one.announcers}
-        self._announcements.set(announced)
+        silent = self._announcements.set({address: node for one in balances for address, node in one.announcers})
+        failed = {one.claim.key for one in balances if any(node in silent for _, node in one.announcers)}
         in_router = [one for one in balances if one.claim.kind != L2]
-        with contextlib.ExitStack() as later:
-            # HAProxy binds addresses that are there.
-            later.callback(self._haproxy.serve, [one for one in in_router if one.claim.kind == CLASSIC])
-            if in_router or self._rules:
-                passing.own_addresses({address for one in in_router for address in one.addresses})
-                self._write_rules(passing.rules(in_router, self._config.node_networks) if in_router else "")
-                self._forget_connections(in_router)
+        classic = [one for one in in_router if one.claim.kind == CLASSIC]
+        if not self._attempts.succeeds("the router", lambda: self._pass_on(in_router)):
+            failed |= {one.claim.key for one in in_router}
+        # HAProxy binds addresses that are there.
+        if not self._attempts.succeeds("HAProxy", lambda: self._haproxy.serve(classic)):
+            failed |= {one.claim.key for one in classic}
+        return failed
+
+    def _pass_on(self, in_router: Sequence[Balance]) -> None:
+        if in_router or self._rules:
+            passing.own_addresses({address for one in in_router for address in one.addresses})
+            self._write_rules(passing.rules(in_router, self._config.node_networks) if in_router else "")
+            self._forget_connections(in_router)
 
     def _write_rules(self, text: str) -> None:
         if text != self._rules:
@@ -294,7 +349,7 @@ class Balancer:
         claims: Iterable[Claim],
         shares: Mapping[Key, Share],
         balances: Iterable[Balance],
-        is_known: Mapping[Key, bool],
+        is_done: Mapping[Key, bool],
     ) -> None:
         """Writes down who serves what, for `lab status`."""
         by_key = {one.claim.key: one for one in balances}
@@ -302,14 +357,14 @@ class Balancer:
         for claim in claims:
             obj = self._objects[SERVICE][claim.key]
             one = by_key.get(claim.key)
-            for address, node in one.announcers if one is not None else ():
+            for address, node in one.announcers if one is not None and is_done[claim.key] else ():
                 message = f'announcing {address} from node "{node}" with protocol "layer2"'
                 self._say(obj, "nodeAssigned", message, address)
             services.append(
                 status.LoadBalancedService(
                     service=claim.text,
                     kind=claim.kind,
-                    observed=obj["metadata"]["resourceVersion"] if is_known.get(claim.key, True) else "0",
+                    observed=obj["metadata"]["resourceVersion"] if is_done[claim.key] else "0",
                     addresses=shares[claim.key].addresses,
                     reason=shares[claim.key].reason,
                     ip_mode=claim.ip_mode,

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,7 +160,11 @@ def plot(found: Iterable[Figures], folder: Path) -> None:
 
 
 def _drawn(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    finders = list(sys.meta_path)
     import pygal  # only here: it is no part of measuring
+
+    # It leaves a finder for its plugins behind, of a protocol so old that Python warns at every later import.
+    sys.meta_path[:] = finders
 
     chart: Any = pygal.XY(
         title=title,

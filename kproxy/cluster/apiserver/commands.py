@@ -104,8 +104,10 @@ class _Session:
     async def on_a_terminal(self, argv: list[str]) -> dict[str, Any]:
         """Runs the command on a terminal of its own; returns the Status of its end."""
         with _terminal() as (ours, theirs):
-            process = await asyncio.create_subprocess_exec(*argv, stdin=theirs, stdout=theirs, stderr=theirs)
-            os.close(theirs)
+            try:
+                process = await asyncio.create_subprocess_exec(*argv, stdin=theirs, stdout=theirs, stderr=theirs)
+            finally:
+                os.close(theirs)
             loop = asyncio.get_running_loop()
             reader = asyncio.StreamReader()
             transport, _ = await loop.connect_read_pipe(

@@ -18,7 +18,7 @@ from kproxy.cluster.apiserver.backend import Backend
 from kproxy.cluster.apiserver.guard import ACCESS_REVIEWS, REVIEWS, Guard
 from kproxy.cluster.apiserver.paths import Target, resolve
 from kproxy.cluster.apiserver.pods import PodAccess
-from kproxy.cluster.apiserver.requests import REQUEST_LIMIT, check_media_type
+from kproxy.cluster.apiserver.requests import check_media_type
 from kproxy.cluster.apiserver.responses import failure
 from kproxy.cluster.registry import Registry
 from kproxy.cluster.store import Store
@@ -76,7 +76,7 @@ def make_app(
     registry = Registry(store, cluster)
     registry.bootstrap()
     backend = Backend(store, registry, lab_status, pods)
-    app = web.Application(client_max_size=REQUEST_LIMIT)
+    app = web.Application()
     app.on_startup.append(backend.start)
     app.on_shutdown.append(backend.stop)
     app.router.add_route("*", "/{path:.*}", _handler(backend, _guard(tokens, registry)))
@@ -106,8 +106,6 @@ def _handler(backend: Backend, guard: Guard) -> Callable[[web.Request], Awaitabl
             return failure(error)
         except UserError as error:
             return failure(statuses.bad_request(str(error)))
-        except web.HTTPRequestEntityTooLarge:
-            return failure(statuses.too_large(REQUEST_LIMIT))
         except HostError as error:
             _LOG.error("%s %s: %s", request.method, request.path, error)
             return failure(statuses.internal(str(error)))

@@ -102,9 +102,7 @@ def _is_from_unix_socket(request: web.Request) -> bool:
 
 
 async def _name_in_body(request: web.Request) -> str:
-    """The name of the object that is to be created; only of what is small enough to be one."""
-    if (request.content_length or 0) > requests.OBJECT_LIMIT:
-        raise statuses.too_large(requests.OBJECT_LIMIT)
+    """The name of the object that is to be created."""
     metadata = (await requests.body(request)).get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     return name if isinstance(name, str) else ""

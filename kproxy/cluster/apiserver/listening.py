@@ -9,12 +9,13 @@ import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 from aiohttp import web
 
 from kproxy.cluster.admission import ClusterSettings
 from kproxy.cluster.apiserver.dispatch import make_app
+from kproxy.cluster.apiserver.entrance import Entrance, Limits, default_limits
 from kproxy.cluster.apiserver.pods import PodAccess
 from kproxy.cluster.store import Store
 from kproxy.cluster.tokens import Tokens
@@ -22,6 +23,8 @@ from kproxy.errors import HostError
 
 _SHUTDOWN_SECONDS = 1.0
 _TURNS = 10  # of the loop, of which accepting a connection takes three
+IDLE_SECONDS: Final = 90.0
+"""How long a connection may be open without a whole request; kube-apiserver's IdleTimeout."""
 
 
 class Server:
@@ -30,18 +33,23 @@ class Server:
     Args:
         app: from ``make_app``.
         path: the socket; what is there is replaced.
+        limits: what connections by TLS may take; None means ``default_limits``.
+        idle_seconds: how long a connection may wait for its first request, and then for each other one.
     """
 
-    def __init__(self, app: web.Application, path: Path) -> None:
+    def __init__(
+        self, app: web.Application, path: Path, *, limits: Limits | None = None, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         self._app = app
         self._path = path
         self._loop = asyncio.new_event_loop()
-        self._listeners: list[socket.socket] = []
+        self._limits = limits or default_limits()
+        self._idle_seconds = idle_seconds
         self._stopping = asyncio.Event()
         self._is_ready = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="api", daemon=True)
-        self._runner: web.AppRunner
+        self._entrance: Entrance
 
     def start(self) -> None:
         """Serves from now on.
@@ -63,8 +71,7 @@ class Server:
         """
 
         async def begin() -> None:
-            self._listeners.append(listener)
-            await web.SockSite(self._runner, listener, ssl_context=context).start()
+            self._entrance.open(listener, context)
 
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
 
@@ -86,13 +93,18 @@ class Server:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        runner = self._runner = web.AppRunner(
-            self._app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
+        runner = web.AppRunner(
+            self._app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+            keepalive_timeout=self._idle_seconds,
         )
         try:
             await runner.setup()
-            self._listeners.append(_listen(self._path))
-            await web.SockSite(runner, self._listeners[0]).start()
+            self._entrance = Entrance(cast("Callable[[], asyncio.Protocol]", runner.server), self._limits)
+            listener = _listen(self._path)
+            await web.SockSite(runner, listener).start()
         except OSError as error:
             self._failure = error
             return
@@ -101,11 +113,12 @@ class Server:
         await self._stopping.wait()
         # Python 3.11's asyncio leaks a connection that was accepted but not taken over when the listener is closed: so
         # nobody is let in any more, and then whoever came in before is taken over.
-        for listener in self._listeners:
-            asyncio.get_running_loop().remove_reader(listener)
+        asyncio.get_running_loop().remove_reader(listener)
+        await self._entrance.close()
         for _ in range(_TURNS):
             await asyncio.sleep(0)
         await runner.cleanup()
+        await self._entrance.hang_up()
         self._path.unlink(missing_ok=True)
 
 

@@ -31,6 +31,7 @@ YAML = "application/yaml"
 OBJECT_TYPES = (JSON, YAML, protobuf.MEDIA_TYPE)
 """What an object may be sent as."""
 
+_CONTENT = web.RequestKey("content", bytes)
 _YAML_LIMIT = 256 * 1024  # bytes; reading so much takes a quarter of a second, in which Python does nothing else
 
 
@@ -126,9 +127,16 @@ def check_media_type(request: web.Request) -> None:
 
 
 async def _content(request: web.Request, limit: int) -> bytes:
-    content = await request.read()
-    if len(content) > limit:
-        raise statuses.too_large(limit)
+    """The body, read no further than the limit, and once: who is asked about it first keeps it for the others."""
+    if (content := request.get(_CONTENT)) is None:
+        if (request.content_length or 0) > limit:
+            raise statuses.too_large(limit)
+        read = bytearray()
+        while chunk := await request.content.readany():
+            read += chunk
+            if len(read) > limit:  # in chunks, or compressed: its length was not told
+                raise statuses.too_large(limit)
+        content = request[_CONTENT] = bytes(read)
     return content
 
 

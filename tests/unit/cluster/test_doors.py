@@ -6,17 +6,22 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from running_cluster import eventually
 
 from kproxy.api.kinds import NODE, POD, SERVICE
 from kproxy.client import Client
 from kproxy.cluster import certificates, tokens
 from kproxy.cluster.admission import ClusterSettings
-from kproxy.cluster.apiserver import serve
+from kproxy.cluster.apiserver import Server, serve
+from kproxy.cluster.apiserver.dispatch import make_app
+from kproxy.cluster.apiserver.entrance import Limits
 from kproxy.cluster.rights import ADMIN, DNS, Identity, node_identity
 from kproxy.cluster.store import Store
 from kproxy.cluster.tokens import Tokens
@@ -24,6 +29,7 @@ from kproxy.errors import ApiError, Unreachable, UserError
 
 NODE1 = node_identity("node1")
 LOOPBACK = "127.0.0.1"
+MEGABYTE = 1024 * 1024
 
 
 class Door(NamedTuple):
@@ -96,9 +102,9 @@ EVENT = {
     "metadata": {"name": "e.1", "namespace": "default"},
     "involvedObject": {"namespace": "default"},
 }
-STATUS = {"status": {"conditions": []}}
+STATUS: dict[str, Any] = {"status": {"conditions": []}}
 
-ASKED = [
+ASKED: list[tuple[Identity, str, str, Any, int, str]] = [
     # who, method, path, body, code, what the refusal is about
     (ADMIN, "GET", "/api/v1/services", None, 200, ""),
     (ADMIN, "GET", "/apis/kproxy.dev/v1alpha1/lab", None, 200, ""),
@@ -334,3 +340,176 @@ def test_whoever_asks_who_they_are_hears_it(door: Door) -> None:
     body = door.client(NODE1).request("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body={})
     user = json.loads(body)["status"]["userInfo"]
     assert user == {"username": "system:node:node1", "groups": ["system:nodes", "system:authenticated"]}
+
+
+# ----- who says nothing
+
+
+LIMITS = Limits(total=6, per_address=3, handshake_seconds=5)
+DEADLINE = 60
+
+
+class Crowded(NamedTuple):
+    """An API with little room at its doors, and pods that can be got into."""
+
+    port: int
+    trusted: ssl.SSLContext
+    authorization: str
+    folder: Path
+
+    def connect(self, source: str = LOOPBACK) -> socket.socket:
+        """A connection from an address."""
+        return socket.create_connection((LOOPBACK, self.port), timeout=DEADLINE, source_address=(source, 0))
+
+    def shake_hands(self, source: str = LOOPBACK) -> ssl.SSLSocket:
+        """A connection over which requests can be sent."""
+        return self.trusted.wrap_socket(self.connect(source), server_hostname=LOOPBACK)
+
+    def is_served(self, source: str) -> bool:
+        """Whether somebody from there is answered."""
+        try:
+            with self.shake_hands(source) as tls:
+                tls.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                return tls.recv(12) == b"HTTP/1.1 200"
+        except OSError:
+            return False
+
+    def begin(self, tls: ssl.SSLSocket, request: str) -> bytes:
+        """Sends a request as the admin; the beginning of its answer."""
+        tls.sendall(f"{request}\r\nHost: x\r\nAuthorization: {self.authorization}\r\n\r\n".encode())
+        return tls.recv(12)
+
+
+def _is_hung_up(connection: socket.socket) -> bool:
+    """Whether the other end closes a connection, before the deadline."""
+    try:
+        while connection.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+class _NoProgram:
+    """Ways into pods that lead nowhere."""
+
+    def log(self, namespace: str, name: str, container: str, *, is_previous: bool = False) -> Path:
+        raise NotImplementedError
+
+    def command(
+        self, namespace: str, name: str, container: str, argv: Sequence[str], *, is_terminal: bool
+    ) -> list[str]:
+        return ["/nonexistent/program"] if argv[0] == "absent" else list(argv)
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[Crowded]:
+    store = Store(tmp_path / "state.db")
+    known = tokens.ensure(tmp_path / "tokens.json", [])
+    certificates.ensure(tmp_path / "pki", [LOOPBACK])
+    app = make_app(store, cluster=ClusterSettings(), lab_status=dict, tokens=known, pods=_NoProgram())
+    listener = socket.create_server((LOOPBACK, 0))
+    with Server(app, tmp_path / "api.sock", limits=LIMITS, idle_seconds=5) as server:
+        server.open_door(listener, certificates.server_context(tmp_path / "pki"))
+        _fill(Client(f"unix://{tmp_path / 'api.sock'}"))
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "pki" / certificates.CA_CERTIFICATE))
+        yield Crowded(listener.getsockname()[1], trusted, f"Bearer {known.of(ADMIN)}", tmp_path)
+    store.close()
+
+
+WATCH = "GET /api/v1/pods?watch=1 HTTP/1.1"
+SLEEP = "GET /api/v1/namespaces/default/pods/on-node1/exec?command=sleep&command=1000&stdin=1&stdout=1 HTTP/1.1"
+UPGRADE = (
+    "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Protocol: v5.channel.k8s.io"
+)
+
+
+def test_whoever_is_silent_takes_a_bounded_number_of_connections_for_a_bounded_time(crowded: Crowded) -> None:
+    with ExitStack() as stack:
+        inside = [stack.enter_context(crowded.shake_hands("127.0.0.2")) for _ in range(2)]
+        assert crowded.begin(inside[0], WATCH) == b"HTTP/1.1 200"
+        assert crowded.begin(inside[1], SLEEP + UPGRADE) == b"HTTP/1.1 101"
+        silent = [stack.enter_context(crowded.connect()) for _ in range(20)]
+        assert all(_is_hung_up(connection) for connection in silent)
+        eventually(lambda: crowded.is_served(LOOPBACK), bool, DEADLINE)
+        idle = [stack.enter_context(crowded.shake_hands()) for _ in range(2)]
+        idle[0].sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert all(_is_hung_up(connection) for connection in idle)
+        for connection in inside:
+            connection.settimeout(0.1)
+            assert not _is_hung_up(connection)
+
+
+@pytest.mark.parametrize(("held", "served"), [(3, {"127.0.0.2", "127.0.0.3"}), (0, {LOOPBACK, "127.0.0.2"})])
+def test_one_address_does_not_take_the_room_of_another(crowded: Crowded, held: int, served: set[str]) -> None:
+    with ExitStack() as stack:
+        for _ in range(held):
+            tls = stack.enter_context(crowded.shake_hands())
+            assert crowded.begin(tls, WATCH) == b"HTTP/1.1 200"
+        assert crowded.is_served(LOOPBACK) == (held == 0)
+        for source in served:
+            eventually(partial(crowded.is_served, source), bool, DEADLINE)
+
+
+def test_all_addresses_together_have_so_much_room(crowded: Crowded) -> None:
+    with ExitStack() as stack:
+        for source in (*["127.0.0.2"] * 3, *["127.0.0.3"] * 3):
+            assert crowded.begin(stack.enter_context(crowded.shake_hands(source)), WATCH) == b"HTTP/1.1 200"
+        assert not crowded.is_served(LOOPBACK)
+    eventually(lambda: crowded.is_served(LOOPBACK), bool, DEADLINE)
+
+
+def test_a_terminal_whose_command_cannot_be_started_is_closed(crowded: Crowded) -> None:
+    def terminals() -> int:
+        links = []
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                links.append(str(link.readlink()))
+        return sum(link.startswith(("/dev/pts/", "/dev/ptmx")) for link in links)
+
+    before = terminals()
+    absent = SLEEP.replace("command=sleep&command=1000", "command=absent&tty=1")
+    for _ in range(3):
+        with crowded.shake_hands() as tls:
+            assert crowded.begin(tls, absent + UPGRADE) == b"HTTP/1.1 101"
+            told = b""
+            while b"could not be started" not in told:
+                chunk = tls.recv(4096)
+                assert chunk, told
+                told += chunk
+        eventually(terminals, before.__eq__, DEADLINE)
+
+
+# ----- large bodies
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+@pytest.mark.parametrize(("who", "path"), [(ADMIN, SERVICES), (NODE1, LEASES)])
+def test_a_body_is_refused_as_soon_as_it_is_too_large(door: Door, who: Identity, path: str, is_chunked: bool) -> None:
+    length = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {60 * MEGABYTE}"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {door.known.of(who)}\r\n{length}\r\n\r\n"
+    with (
+        socket.create_connection((LOOPBACK, door.port), timeout=DEADLINE) as raw,
+        door.trusted.wrap_socket(raw, server_hostname=LOOPBACK) as tls,
+    ):
+        tls.sendall(head.encode())
+        if is_chunked:
+            for _ in range(4):  # and no end
+                tls.sendall(b"%x\r\n%s\r\n" % (MEGABYTE, b" " * MEGABYTE))
+        assert tls.recv(12) == b"HTTP/1.1 413"
+
+
+def test_an_apply_may_be_large(door: Door) -> None:
+    maps = [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": f"large-{number}", "namespace": "default"},
+            "data": {"value": "x" * (MEGABYTE // 8)},
+        }
+        for number in range(40)
+    ]
+    assert len(door.client(ADMIN).apply([{"object": one} for one in maps], dry_run=True).results) == len(maps)

@@ -8,6 +8,7 @@ cluster's it asks the servers of its own /etc/resolv.conf for.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -53,7 +54,7 @@ async def _run() -> None:
     await _say(HEALTH_PORT, lambda: True)
     await _say(READY_PORT, lambda: responder.is_ready)
     Feed(zone, _client(), complete).start(loop, stop)
-    await serve(responder, _sockets(), until)
+    await serve(responder, sockets(PORT), until)
     stop.set()
 
 
@@ -72,16 +73,25 @@ def _resolvers(path: Path) -> list[Server]:
     return [(words[1], PORT) for words in lines if len(words) > 1 and words[0] == "nameserver"]
 
 
-def _sockets() -> Sequence[socket.socket]:
-    """Sockets of both protocols, for all of the pod's addresses of both families."""
+def sockets(port: int) -> Sequence[socket.socket]:
+    """Sockets of both protocols, for all of the pod's addresses of every family that the kernel has.
+
+    Raises:
+        OSError: the port is taken.
+    """
     bound = []
     for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - the pod's own
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            one = socket.socket(family, kind)
+            try:
+                one = socket.socket(family, kind)
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    raise
+                continue
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind((anywhere, PORT))
+            one.bind((anywhere, port))
             bound.append(one)
     return bound
 

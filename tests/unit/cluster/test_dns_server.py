@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 import struct
@@ -21,6 +22,7 @@ import pytest
 from kproxy.api.kinds import ENDPOINT_SLICE, NAMESPACE, SERVICE
 from kproxy.api.types import Object
 from kproxy.client import Client, Snapshot, WatchEvent
+from kproxy.cluster.dns import __main__ as program
 from kproxy.cluster.dns.feed import Feed
 from kproxy.cluster.dns.host_names import HostNames
 from kproxy.cluster.dns.server import Responder, serve
@@ -234,6 +236,27 @@ def test_a_server_outside_that_talks_nonsense() -> None:
 def test_what_is_passed_on_has_options_only_for_who_sent_some(cluster: Running) -> None:
     assert cluster.ask("my.database.com").edns == -1
     assert cluster.ask("my.database.com", edns=0).edns == 0
+
+
+@pytest.mark.parametrize("has_ipv6", [True, False], ids=["both families", "a kernel without IPv6"])
+def test_it_listens_in_every_family_that_the_kernel_has(has_ipv6: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = socket.socket
+
+    def made(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6 and not has_ipv6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, kind)
+
+    monkeypatch.setattr(socket, "socket", made)
+    found = program.sockets(0)
+    monkeypatch.undo()
+    try:
+        families = [one.family for one in found]
+        assert families == [socket.AF_INET] * 2 + [socket.AF_INET6] * 2 * has_ipv6
+        assert all(one.getsockname()[1] for one in found)
+    finally:
+        for one in found:
+            one.close()
 
 
 def test_until_all_is_listed_it_does_not_guess() -> None:

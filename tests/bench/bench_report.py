@@ -160,11 +160,10 @@ def plot(found: Iterable[Figures], folder: Path) -> None:
 
 
 def _drawn(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
-    finders = list(sys.meta_path)
     import pygal  # only here: it is no part of measuring
 
     # It leaves a finder for its plugins behind, of a protocol so old that Python warns at every later import.
-    sys.meta_path[:] = finders
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
 
     chart: Any = pygal.XY(
         title=title,
